@@ -1,0 +1,62 @@
+"""The only package that talks to torch's capture front ends (``torch.export``, ``make_fx``).
+
+:func:`program` turns a module and example inputs into a :class:`Program`: an ATen-level graph module together with
+what each of its placeholders stands for. :mod:`graphfuse.capture` makes the value that the rest of graphfuse reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from graphfuse.errors import CaptureError
+from graphfuse.frontend.exporting import by_export
+from graphfuse.frontend.lowering import Decompose, Kind, Program, Slot
+from graphfuse.frontend.making import by_make_fx
+from graphfuse.frontend.tracing import dotted, evaluating, headline, quiet, restoring, source_in, where
+
+__all__ = ["Decompose", "Kind", "Program", "Slot", "dotted", "program", "source_in"]
+
+
+def program(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], decompose: Decompose) -> Program:
+    """Capture a module: by ``torch.export``, and where that refuses by ``make_fx`` on the real inputs.
+
+    Raises
+    ------
+    CaptureError
+        The module cannot run on these inputs, or neither front end can capture it; names the user's source line.
+    """
+    with evaluating(model), torch.no_grad():
+        try:
+            return by_export(model, args, kwargs, decompose)
+        except Exception as refusal:
+            _must_run(model, args, kwargs)
+            try:
+                return by_make_fx(model, args, kwargs, decompose, refusal)
+            except Exception as error:
+                raise CaptureError(
+                    f"{type(model).__name__} could not be captured as a graph.\n"
+                    f"  torch.export: {headline(refusal)}\n{where(refusal)}"
+                    f"  make_fx: {headline(error)}\n{where(error)}"
+                    "  what to do: write that line with tensor operations only (torch.where instead of if, no .item(), "
+                    "no numpy), or wrap it in a custom operator (torch.library.custom_op) and give it a rule"
+                ) from error
+
+
+def _must_run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """When a capture fails, first ask whether the model runs at all on these inputs."""
+    try:
+        with quiet(), restoring(model), torch.random.fork_rng(devices=[]):
+            model(*args, **kwargs)
+    except Exception as error:
+        tensors = (leaf for leaf in pytree.tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor))
+        shapes = [f"{tuple(leaf.shape)} {leaf.dtype}" for leaf in tensors]
+        raise CaptureError(
+            f"{type(model).__name__} does not run on the example inputs ({'; '.join(shapes) or 'no tensors'}): "
+            f"{type(error).__name__}: {headline(error)}\n{where(error)}"
+            "  what to do: pass args and kwargs on which model(*args, **kwargs) runs"
+        ) from error
