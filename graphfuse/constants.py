@@ -1,0 +1,114 @@
+"""Constants looked at by value: tensors of the graph that depend on nothing but literals and lifted constants.
+
+An all-ones mask varies along none of its dims and so pins nothing; a table of rotary frequencies varies along both and
+pins both; ``arange`` is the index of its own axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor
+
+from graphfuse.algebra import Algebra
+from graphfuse.axes import Dim
+from graphfuse.rulebook.op import Label
+
+MAX_ELEMENTS = 1 << 25
+FILLS = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")
+UNSET = ("empty", "rand", "bernoulli", "multinomial", "normal", "dropout")
+
+
+class Constants:
+    """Values of the nodes that depend on constants alone, computed when asked for and kept."""
+
+    def __init__(self, known: Mapping[str, Tensor]) -> None:
+        """``known`` maps placeholder names to the values of constants and of buffers that never move."""
+        self._known = known
+        self._values: dict[fx.Node, Tensor | None] = {}
+
+    def value(self, node: fx.Node) -> Any:
+        """The node's value, or None when it depends on inputs or parameters, or is too large to look at."""
+        if node not in self._values:
+            self._values[node] = self._compute(node)
+        return self._values[node]
+
+    def _compute(self, node: fx.Node) -> Tensor | None:
+        if node.op == "placeholder":
+            value = self._known.get(node.name)
+            return None if value is None or value.is_meta or isinstance(value, FakeTensor) else value
+        meta = node.meta.get("val")
+        op = node.target
+        if node.op != "call_function" or not isinstance(op, OpOverload) or not isinstance(meta, Tensor):
+            return None
+        if _elements(meta) > MAX_ELEMENTS or torch.Tag.nondeterministic_seeded in op.tags:
+            return None
+        name = op._schema.name.split("::")[1]
+        if name in FILLS:
+            return _filled(node, name, meta)
+        if any(word in name for word in UNSET):
+            return None
+        if any(self.value(operand) is None for operand in node.all_input_nodes):
+            return None
+        args = fx.map_arg(node.args, self.value)
+        kwargs = {key: "cpu" if key == "device" else fx.map_arg(value, self.value) for key, value in node.kwargs.items()}
+        try:
+            return op(*args, **kwargs)
+        except Exception:  # an op that does not run on the CPU has no value to look at
+            return None
+
+
+def makes_constants(op: OpOverload) -> bool:
+    """Whether an op's value depends on no tensor, so that it needs no rule and no decomposition."""
+    name = op._schema.name.split("::")[1]
+    takes_tensors = any("Tensor" in str(argument.type) for argument in op._schema.arguments)
+    return name in FILLS or not takes_tensors
+
+
+def _elements(meta: Tensor) -> int:
+    count = 1
+    for size in meta.shape:
+        count *= size if isinstance(size, int) else MAX_ELEMENTS
+    return count
+
+
+def _filled(node: fx.Node, name: str, meta: Tensor) -> Tensor | None:
+    fill = 0 if "zeros" in name else 1
+    if "full" in name:
+        fill = node.kwargs.get("fill_value", node.args[-1])
+    if not isinstance(fill, int | float | bool):
+        return None
+    return torch.full((), fill, dtype=meta.dtype).expand(tuple(meta.shape))
+
+
+def constant_label(algebra: Algebra, value: Tensor) -> Label:
+    """The label of a known tensor: free along the dims where it does not vary, and along the one that it counts."""
+    counted = _counts_along(value)
+    free = [value.shape[d] for d in range(value.dim()) if d == counted or _is_equal_along(value, d)]
+    fresh = iter(algebra.fresh(free))
+    dims: list[Dim] = [
+        next(fresh) if d == counted or _is_equal_along(value, d) else algebra.new(value.shape[d], "constant")
+        for d in range(value.dim())
+    ]
+    points = dims[counted] if counted is not None else None
+    return Label(tuple(dims), points, value=value, is_mask=value.dtype == torch.bool)
+
+
+def _is_equal_along(value: Tensor, d: int) -> bool:
+    return value.shape[d] > 0 and bool((value == value.narrow(d, 0, 1)).all())
+
+
+def _counts_along(value: Tensor) -> int | None:
+    """The dim along which integers count 0, 1, 2, ... (and do not vary along any other)."""
+    if value.dtype not in (torch.int64, torch.int32):
+        return None
+    for d, size in enumerate(value.shape):
+        if size > 1:
+            steps = torch.arange(size, dtype=value.dtype).view([-1 if i == d else 1 for i in range(value.dim())])
+            if bool((value == steps.to(value.device)).all()):
+                return d
+    return None

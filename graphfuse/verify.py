@@ -1,0 +1,214 @@
+"""Verification by brute force: random maps on every free axis must leave the function as it was.
+
+Fresh networks hide wrong claims behind gains of one and biases of zero, so every parameter and moved buffer first gets
+random values. Everything runs in float64, on the module itself rather than on the captured graph.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from graphfuse.capture import state_of
+from graphfuse.errors import VerifyError
+from graphfuse.permutations import permuted, sample
+from graphfuse.symmetry import Axis, SymmetryGraph
+
+TOLERANCE = 1e-6
+PROBES = 6
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What verification found.
+
+    ``max_error`` is the largest change of an output, relative to the largest output. ``sensitivity`` is the share of
+    probes that noticed when one tensor's maps were left out: near zero, the check proved nothing. ``repeatable`` is
+    False for models that are random or keep state in eval mode; those are not passed. ``blamed`` names the axes whose
+    maps change the function.
+    """
+
+    max_error: float
+    tolerance: float
+    trials: int
+    axes: int
+    sensitivity: float
+    repeatable: bool
+    blamed: tuple[Axis, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether every trial left the outputs unchanged, on a model that repeats itself."""
+        return self.repeatable and self.max_error <= self.tolerance
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for programs."""
+        return {
+            "ok": self.ok, "max_error": self.max_error, "tolerance": self.tolerance, "trials": self.trials,
+            "free_axes": self.axes, "sensitivity": self.sensitivity, "repeatable": self.repeatable,
+            "blamed": [axis.name for axis in self.blamed], "notes": list(self.notes),
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        if not self.repeatable:
+            return "not verified: the model is random or keeps state in eval mode; two equal runs differ"
+        verdict = "verified" if self.ok else "WRONG"
+        text = f"{verdict}: {self.axes} free axes, {self.trials} trials, largest relative change {self.max_error:.1e}"
+        blame = f"; to blame: {', '.join(axis.name for axis in self.blamed)}" if self.blamed else ""
+        return f"{text}, sensitivity {self.sensitivity:.0%}{blame}"
+
+
+def verify(
+    graph: SymmetryGraph, trials: int = 3, seed: int = 0, progress: Callable[[int, int], None] | None = None
+) -> Verification:
+    """Check a symmetry graph by running its model with permuted parameters.
+
+    Parameters
+    ----------
+    graph : SymmetryGraph
+    trials : int
+        How many random elements of the group are tried.
+    seed : int
+        Of the random weights and maps; same seed, same result.
+    progress : callable, optional
+        Called with (trials done, trials).
+
+    Raises
+    ------
+    VerifyError
+        The model holds no values (meta device), or does not run.
+    """
+    check = _Check(graph, seed)
+    if not check.repeatable:
+        return Verification(float("nan"), check.tolerance, 0, len(graph.axes), 0.0, False, notes=check.notes)
+    worst, blamed = 0.0, ()
+    for trial in range(trials):
+        maps = sample(graph, check.generator)
+        error = check.error(maps)
+        if error > check.tolerance and not blamed:
+            ids = check.blame(maps, sorted(maps))
+            blamed = tuple(graph.axis(id) for id in ids)
+        worst = max(worst, error)
+        if progress is not None:
+            progress(trial + 1, trials)
+    sensitivity = check.sensitivity(sample(graph, check.generator))
+    return Verification(worst, check.tolerance, trials, len(graph.axes), sensitivity, True, blamed, check.notes)
+
+
+class _Check:
+    """A float64 copy of the model with random weights, and its outputs on the example inputs."""
+
+    def __init__(self, graph: SymmetryGraph, seed: int) -> None:
+        self.graph = graph
+        self.generator = torch.Generator().manual_seed(seed)
+        if any(tensor.is_meta for tensor in state_of(graph.model).values()):
+            raise VerifyError(
+                f"{type(graph.model).__name__} holds no values (meta device), so it cannot be run.\n"
+                "  what to do: verify a small model of the same architecture with real weights"
+            )
+        self.notes: tuple[str, ...] = ()
+        self.tolerance = TOLERANCE
+        self.model, self.args, self.kwargs = self._double()
+        self.state = self._weights()
+        self.before = self._run(self.state)
+        self.scale = max((float(t.abs().max()) for t in self.before if t.numel()), default=0.0) or 1.0
+        again = self.change(self.state)
+        self.repeatable = again <= self.tolerance * 1e-3
+
+    def _double(self) -> tuple[nn.Module, tuple[Any, ...], Mapping[str, Any]]:
+        graph = self.graph
+        model = copy.deepcopy(graph.model).cpu().eval()
+        args, kwargs = _to((graph.args, dict(graph.kwargs)), None)
+        wide = copy.deepcopy(model).double()
+        try:
+            with torch.no_grad():
+                wide(*(pair := _to((args, kwargs), torch.float64))[0], **pair[1])
+            return wide, *pair
+        except Exception as error:
+            self.notes += (f"run in its own precision, not float64: {type(error).__name__}: {error}",)
+            self.tolerance = 1e-3
+            return model, args, kwargs
+
+    def _weights(self) -> dict[str, Tensor]:
+        state = state_of(self.model)
+        if self.graph.captured.method == "make_fx":  # the branches taken are those of the model's own weights
+            return state
+        variances = {entry.var for entry in self.graph.statistics}
+        moved = {name: randomised(state[name], self.generator, name in variances) for name in self.graph.tensors}
+        return {**state, **moved}
+
+    def _run(self, state: Mapping[str, Tensor]) -> list[Tensor]:
+        names = {**dict.fromkeys(state), **self.graph.captured.aliases}
+        given = {name: state[canonical or name] for name, canonical in names.items()}
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                result = torch.func.functional_call(self.model, given, self.args, dict(self.kwargs))
+        except Exception as error:
+            raise VerifyError(f"the model does not run with random weights: {type(error).__name__}: {error}") from error
+        return [t.detach().double() for t in pytree.tree_leaves(result) if isinstance(t, Tensor) and not t.is_complex()]
+
+    def change(self, state: Mapping[str, Tensor]) -> float:
+        """Largest change of an output under another state, relative to the largest output; inf where shapes differ."""
+        worst = 0.0
+        for old, new in zip(self.before, self._run(state), strict=True):
+            if old.shape != new.shape:
+                return float("inf")
+            if old.numel():
+                difference = torch.where(old.eq(new) | (old.isnan() & new.isnan()), 0.0, (old - new).abs())
+                worst = max(worst, float(difference.nan_to_num(float("inf")).max()))
+        return worst / self.scale
+
+    def error(self, maps: Mapping[int, Tensor]) -> float:
+        """Change of the outputs under these maps."""
+        return self.change(permuted(self.graph, self.state, maps))
+
+    def blame(self, maps: Mapping[int, Tensor], ids: Sequence[int]) -> list[int]:
+        """The axes whose maps change the function: halves that fail are searched, a pair that only fails together stays."""
+        if self.error({id: maps[id] for id in ids}) <= self.tolerance:
+            return []
+        if len(ids) == 1:
+            return list(ids)
+        middle = len(ids) // 2
+        found = self.blame(maps, ids[:middle]) + self.blame(maps, ids[middle:])
+        return found or list(ids)
+
+    def sensitivity(self, maps: Mapping[int, Tensor]) -> float:
+        """Leave the maps out of one tensor at a time: the share of tensors for which the outputs then change."""
+        whole = permuted(self.graph, self.state, maps)
+        names = [name for name in self.graph.tensors if not torch.equal(whole[name], self.state[name])]
+        probes = names[:: max(1, len(names) // PROBES)][:PROBES]
+        noticed = [self.change({**whole, name: self.state[name]}) > self.tolerance for name in probes]
+        return sum(noticed) / len(noticed) if noticed else 1.0
+
+
+def randomised(tensor: Tensor, generator: torch.Generator, positive: bool = False) -> Tensor:
+    """Random values of the tensor's own scale; ``positive`` for variances."""
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return tensor
+    noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.dtype)
+    if positive:
+        return noise.abs() * 0.5 + 0.6
+    mean = float(tensor.double().mean())
+    spread = float(tensor.double().std()) if tensor.numel() > 1 else 0.0
+    if spread > 1e-3 * max(abs(mean), 0.05):
+        return tensor + 0.5 * spread * noise
+    if abs(mean) > 0.05:
+        return mean * (1 + 0.3 * noise)
+    return mean + (0.3 * noise if tensor.dim() < 2 else noise / tensor.shape[-1] ** 0.5)
+
+
+def _to(tree: Any, dtype: torch.dtype | None) -> Any:
+    def move(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        value = value.detach().cpu()
+        return value.to(dtype) if dtype is not None and value.is_floating_point() else value
+
+    return pytree.tree_map(move, tree)
