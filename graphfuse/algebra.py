@@ -8,6 +8,7 @@ its blocks.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from graphfuse.axes import Case, Dim, Layout, Leaf, Sum, dim_size
@@ -29,15 +30,19 @@ class Algebra(DimAlgebra):
         """
         dims = self.norm_all(layout)
         own = [self.leaves(dim) for dim in dims]
+        places = Counter(leaf for leaves in own for leaf in leaves)
         always = self.layout_leaves((leaf,) for leaf in held)
-        for i, dim in enumerate(dims):
+        for dim, leaves in zip(dims, own, strict=True):
             if any(not isinstance(factor, Leaf) or self.context(factor) for factor in dim):
-                self._limit(dim, always.union(*own[:i], *own[i + 1 :]))
+                elsewhere = frozenset(leaf for leaf, count in places.items() if count - (leaf in leaves) == 1)
+                self._limit(dim, always | elsewhere)
         return self.norm_all(dims)
 
     def _limit(self, dim: Dim, outside: frozenset[Leaf]) -> None:
+        """``outside`` are the axes that exactly one other dim has: with two, it is open which of them is meant."""
+        inside = Counter(leaf for factor in dim if not isinstance(factor, Sum) for leaf in self.leaves((factor,)))
         blocks = self.layout_leaves((factor,) for factor in dim if isinstance(factor, Sum))
-        here = outside | self.layout_leaves((factor,) for factor in dim if not isinstance(factor, Sum))
+        here = (outside - inside.keys()) | {leaf for leaf, count in inside.items() if count == 1}
         for factor in dim:
             match factor:
                 case Leaf():

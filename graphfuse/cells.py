@@ -32,6 +32,12 @@ class Cell:
     origin: tuple[int, ...]
     present: frozenset[int]
 
+    def along(self, position: int, axis: int) -> int:
+        """The dimension along ``axis`` that accompanies dimension ``position``: in the same dim, else the only other."""
+        places = [p for p, other in enumerate(self.axes) if other == axis and p != position]
+        same = [p for p in places if self.origin[p] == self.origin[position]]
+        return (same or places)[0]
+
 
 @dataclass(frozen=True)
 class _Open:

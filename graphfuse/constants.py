@@ -95,7 +95,8 @@ def constant_label(algebra: Algebra, value: Tensor) -> Label:
         for d in range(value.dim())
     ]
     points = dims[counted] if counted is not None else None
-    return Label(tuple(dims), points, value=value, is_mask=value.dtype == torch.bool)
+    uniform = frozenset(leaf for d, dim in enumerate(dims) if d != counted for leaf in algebra.leaves(dim))
+    return Label(tuple(dims), points, value=value, is_mask=value.dtype == torch.bool, uniform=uniform)
 
 
 def _is_equal_along(value: Tensor, d: int) -> bool:

@@ -136,7 +136,8 @@ class _Labeller:
             shapes=_shapes(node),
             several=isinstance(node.meta["val"], list | tuple),
         )
-        held = self._merge_held(list(op.labels()))
+        operands = list(op.labels())
+        held = self._merge_held(operands)
         try:
             answer = rule(op)
             outputs = answer if isinstance(answer, list) else [answer]
@@ -147,11 +148,11 @@ class _Labeller:
             return self._unknown(node, f"its rule failed: {type(error).__name__}: {error}")
         self.consumed[node.name] = frozenset(_operand_dims(node, target, op.consumed))
         metas = node.meta["val"] if op.several else [node.meta["val"]]
-        done = [self._finish(output, held, meta) for output, meta in zip(outputs, metas, strict=False)]
+        done = [self._finish(output, operands, held, meta) for output, meta in zip(outputs, metas, strict=False)]
         return [*done] if op.several else done[0]
 
-    def _finish(self, output: Label, held: Mapping[Leaf, Held], meta: Any) -> Label:
-        """Drop contexts that the output does not carry, and what it no longer holds."""
+    def _finish(self, output: Label, operands: list[Label], held: Mapping[Leaf, Held], meta: Any) -> Label:
+        """Drop contexts that the output does not carry, and what it no longer holds or is no longer uniform along."""
         own = self.algebra.layout_leaves(output.dims)
         scope = {
             axis: hold
@@ -160,7 +161,13 @@ class _Labeller:
         }
         dims = self.algebra.limit(output.dims, scope)
         is_mask = isinstance(meta, Tensor) and meta.dtype == torch.bool
-        return replace(output, dims=dims, held=scope, is_mask=is_mask, value=None)
+        uniform = own - self._varying(operands)
+        return replace(output, dims=dims, held=scope, is_mask=is_mask, value=None, uniform=uniform)
+
+    def _varying(self, operands: list[Label]) -> frozenset[Leaf]:
+        """Axes along which some operand's elements differ; one that no operand has is a broadcast dim."""
+        algebra = self.algebra
+        return frozenset().union(*(algebra.layout_leaves(x.dims) - algebra.leaves(tuple(x.uniform)) for x in operands))
 
     def _merge_held(self, labels: list[Label]) -> dict[Leaf, Held]:
         """Operands whose rows came from one axis by one index agree along it; any others may not differ along it."""

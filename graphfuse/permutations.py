@@ -63,7 +63,7 @@ def _gather(source: Tensor, cell: Cell, maps: Permutations, contexts: Mapping[in
     rank = source.dim()
     index = []
     for d, axis in enumerate(cell.axes):
-        along = [cell.axes.index(key) for key in contexts.get(axis, ())] if axis in maps else []
+        along = [cell.along(d, key) for key in contexts.get(axis, ())] if axis in maps else []
         values = maps[axis] if axis in maps else torch.arange(source.shape[d])
         order = sorted(range(len(along) + 1), key=lambda i, along=along, d=d: [*along, d][i])
         shape = [1] * rank

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 STEPS = (
     "relu", "split_dim", "merge_dims", "permute", "swap_blocks", "drop_block", "softmax", "sum_keep", "bias", "scale",
     "constant", "cumsum", "flip", "project", "residual", "norm", "stack", "select", "expand", "outer_gate", "gram",
-    "roll", "top", "pad", "stride",
+    "roll", "top", "pad", "stride", "convolve", "group_norm", "shuffle", "look_up", "sort", "choose", "pool", "batch_norm",
+    "head_mix",
 )  # fmt: skip
 
 
@@ -148,3 +149,48 @@ class Program(nn.Module):
 
     def stride(self, h: Tensor, key: str, a: int, b: int) -> Tensor:
         return h[..., b % min(2, h.shape[-1]) :: 2] if h.shape[-1] > 1 else h
+
+    def convolve(self, h: Tensor, key: str, a: int, b: int) -> Tensor:
+        if h.dim() != 3:
+            return h
+        groups = [g for g in range(1, h.shape[1] + 1) if h.shape[1] % g == 0]
+        g = groups[b % len(groups)]
+        weight = self.weight(key, g * (1 + a % 3), h.shape[1] // g, 1 + 2 * (b % 2))
+        return nn.functional.conv1d(h, weight, padding=b % 2, groups=g)
+
+    def group_norm(self, h: Tensor, key: str, a: int, b: int) -> Tensor:
+        groups = [g for g in range(1, h.shape[1] + 1) if h.shape[1] % g == 0]
+        return nn.functional.group_norm(h, groups[b % len(groups)], self.weight(key, h.shape[1]))
+
+    def batch_norm(self, h: Tensor, key: str, a: int, b: int) -> Tensor:
+        mean, var = self.weight(key + "m", h.shape[1]), self.weight(key + "v", h.shape[1]).abs()
+        return nn.functional.batch_norm(h, mean, var)
+
+    def shuffle(self, h: Tensor, key: str, a: int, b: int) -> Tensor:
+        d = 1 + a % (h.dim() - 1)
+        order = torch.randperm(h.shape[d], generator=torch.Generator().manual_seed(b))
+        return h.index_select(d, order) if b % 2 else h.movedim(d, 0)[order].movedim(0, d)
+
+    def look_up(self, h: Tensor, key: str, a: int, b: int) -> Tensor:
+        d = 1 + a % (h.dim() - 1)
+        return h.mean(d, keepdim=True) * self.weight(key, h.shape[d])[h.argmax(d, keepdim=True)]
+
+    def sort(self, h: Tensor, key: str, a: int, b: int) -> Tensor:
+        d = 1 + a % (h.dim() - 1)
+        return h.gather(d, h.argsort(d)) if b % 2 else h.sort(d).values
+
+    def choose(self, h: Tensor, key: str, a: int, b: int) -> Tensor:
+        """Two experts out of n, their matrices gathered by the router's choice."""
+        x = h.flatten(1)
+        gate, chosen = (x @ self.weight(key + "r", x.shape[1], 4)).softmax(-1).topk(2, -1)
+        up, down = self.weight(key + "u", 4, x.shape[1], 5), self.weight(key + "d", 4, 5, 6)
+        y = torch.relu(torch.einsum("bi,bkih->bkh", x, up[chosen]))
+        return (gate[..., None] * torch.einsum("bkh,bkho->bko", y, down[chosen])).sum(1)
+
+    def pool(self, h: Tensor, key: str, a: int, b: int) -> Tensor:
+        return nn.functional.max_pool1d(h, 2) if h.dim() == 3 and h.shape[2] > 1 else h
+
+    def head_mix(self, h: Tensor, key: str, a: int, b: int) -> Tensor:
+        """A parameter along one dim against another: talking heads, token mixing."""
+        d = 1 + a % (h.dim() - 1)
+        return (h.movedim(d, -1) @ self.weight(key, h.shape[d], h.shape[d])).movedim(-1, d)

@@ -126,14 +126,20 @@ class Nested:
     table: Tensor
 
 
-def sample(call: LabelledCall, leaves: Sequence[Leaf], generator: torch.Generator) -> dict[Leaf, Nested]:
-    """Random permutations of these axes, differing along their contexts; of a mutual pair one is made the outer."""
-    order = torch.randperm(len(leaves), generator=generator).tolist()
-    chosen: dict[Leaf, Nested] = {}
-    for leaf in (leaves[i] for i in order):
-        chosen[leaf] = nested(leaf, [key for key in call.algebra.context(leaf) if key.size > 1 and (
-            key in chosen or key not in leaves)], generator)  # fmt: skip
-    return chosen
+def sample(call: LabelledCall, leaves: Sequence[Leaf], generator: torch.Generator) -> list[dict[Leaf, Nested]]:
+    """Random permutations of these axes, differing along their contexts.
+
+    Of two axes that may each differ along the other, the one is the outer in the first sample, the other in the second.
+    """
+    order = [leaves[i] for i in torch.randperm(len(leaves), generator=generator).tolist()]
+    samples: list[dict[Leaf, Nested]] = []
+    for outer_first in (order, order[::-1]):
+        maps: dict[Leaf, Nested] = {}
+        for leaf in outer_first:
+            context = (key for key in call.algebra.context(leaf) if key in maps or key not in leaves)
+            maps[leaf] = nested(leaf, (key for key in context if key.size > 1), generator)
+        samples.append(maps)
+    return samples
 
 
 def nested(leaf: Leaf, context: Iterable[Leaf], generator: torch.Generator) -> Nested:
@@ -218,7 +224,7 @@ def transform(call: LabelledCall, leaf: Leaf, g: Tensor) -> Callable[[str, Tenso
         view = tensor.reshape([leaf.size for leaf in call.leaves[name]])
         for position, other in enumerate(call.leaves[name]):
             if other == leaf:
-                view = torch.movedim(torch.tensordot(own.to(view.dtype), view, ([1], [position])), 0, position)
+                view = (view.movedim(position, -1) @ own.to(view.dtype).T).movedim(-1, position)
         return view.reshape(tensor.shape)
 
     return act

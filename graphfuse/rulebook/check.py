@@ -104,9 +104,9 @@ def check_entry(entry: Entry, *, file: str = "", trials: int = 3, seed: int = 0)
     rule = compile_entry(entry)
     for name in entry.names:
         try:
-            for call in _calls_of(entry, name, generator, findings):
+            for drawn in _calls_of(entry, name, generator, findings):
                 count += 1
-                problems += _check_call(entry, call, rule, generator, trials, findings)
+                problems += _check_call(entry, drawn, rule, generator, trials, findings)
         except NotImplementedError as error:
             findings.append(f"{name}: does not run on this machine: {str(error).splitlines()[0][:100]}")
         except Exception as error:  # whatever an op or a rule raises is the finding
@@ -116,13 +116,14 @@ def check_entry(entry: Entry, *, file: str = "", trials: int = 3, seed: int = 0)
     return CheckResult(entry.names, file, tuple(dict.fromkeys(problems)), tuple(dict.fromkeys(findings)), count)
 
 
-def _calls_of(entry: Entry, name: str, generator: torch.Generator, findings: list[str]) -> Iterator[Call]:
+def _calls_of(entry: Entry, name: str, generator: torch.Generator, findings: list[str]) -> Iterator[tuple[Call, Call]]:
+    """Each example of each op, with its random tensors drawn twice."""
     for op in overloads(name):
         check_arguments(entry, op)
-        made = calls(entry, op, generator)
-        if not made:
+        drawn = list(zip(calls(entry, op, generator), calls(entry, op, generator), strict=True))
+        if not drawn:
             findings.append(f"{op}: not checked, no example is for it")
-        yield from made
+        yield from drawn
 
 
 def overloads(name: str) -> list[OpOverload]:
@@ -154,16 +155,18 @@ def _is_functional(op: OpOverload) -> bool:
 
 
 def _check_call(
-    entry: Entry, call: Call, rule: Rule, generator: torch.Generator, trials: int, findings: list[str]
+    entry: Entry, drawn: tuple[Call, Call], rule: Rule, generator: torch.Generator, trials: int, findings: list[str]
 ) -> list[Problem]:
-    found = labelled(call, rule)
-    op = str(call.op)
+    found = labelled(drawn[0], rule)
+    op = str(drawn[0].op)
     unsound = list(_unsound(found, generator, trials))
     if unsound:
         return [Problem("unsound", op, message) for message in unsound]
-    excused = set(entry.fixed_because)
-    problems = [Problem("incomplete", op, message) for message in _incomplete(found, excused)]
-    problems += [Problem("incomplete", op, message) for message in _separated(found, generator, trials)]
+    problems: list[Problem] = []
+    missed = _missing(found, entry, generator, trials)
+    if missed:  # a second drawing tells a symmetry of the op from one of the values that were drawn first
+        again = _missing(labelled(drawn[1], rule), entry, generator, trials)
+        problems = [Problem("incomplete", op, message) for message in missed if message in again]
     for leaf in found.free():
         message, finding = _class(found, leaf, generator, trials)
         problems += [Problem("class", op, message)] if message else []
@@ -183,18 +186,23 @@ def _unsound(call: LabelledCall, generator: torch.Generator, trials: int) -> Ite
             if not context <= set(call.leaves[place.tensor]):
                 yield f"{place} may differ along an axis that {place.tensor} does not have"
                 return
-    if all(call.commutes(permute(call, sample(call, free, generator))) for _ in range(trials)):
+
+    def holds(leaves: list[Leaf]) -> bool:
+        drawn = (maps for _ in range(trials) for maps in sample(call, leaves, generator))
+        return all(call.commutes(permute(call, maps)) for maps in drawn)
+
+    if holds(free):
         return
-    guilty = [
-        leaf
-        for leaf in free
-        if not all(call.commutes(permute(call, sample(call, [leaf], generator))) for _ in range(trials))
-    ]
+    guilty = [leaf for leaf in free if not holds([leaf])]
     for leaf in guilty or free:
         yield f"permuting {_words(call.at(leaf))} does not commute with the op, but the rule leaves it free"
 
 
 # -------------------------------------------------------------------- complete
+
+
+def _missing(call: LabelledCall, entry: Entry, generator: torch.Generator, trials: int) -> list[str]:
+    return [*_incomplete(call, set(entry.fixed_because)), *_separated(call, generator, trials)]
 
 
 def _incomplete(call: LabelledCall, excused: set[str]) -> Iterator[str]:
@@ -214,7 +222,7 @@ def _subsets(places: list[Place], known: list[frozenset[Place]]) -> Iterator[fro
     largest = len(places) if len(places) <= MAX_PLACES else 2
     for count in range(1, largest + 1):
         for chosen in map(frozenset, itertools.combinations(places, count)):
-            composed = any(each <= chosen or each > chosen and each - chosen in known for each in known)
+            composed = any(each <= chosen or (each > chosen and each - chosen in known) for each in known)
             if not composed:
                 yield chosen
 

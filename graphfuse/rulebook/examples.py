@@ -64,8 +64,9 @@ def _arguments(op: OpOverload, example: Example, generator: torch.Generator) -> 
     for argument in schema:
         if argument.name in given:
             value = _value(given.pop(argument.name), generator)
-            spread = isinstance(value, int) and argument.N is not None and str(argument.type) == "List[int]"
-            arguments[argument.name] = [value] * argument.N if spread else value
+            length = getattr(argument, "N", None)  # of int[2], for which one int may stand
+            spread = isinstance(value, int) and length is not None and str(argument.type) == "List[int]"
+            arguments[argument.name] = [value] * (length or 1) if spread else value
         elif argument.has_default_value():
             arguments[argument.name] = argument.default_value
         else:
@@ -150,5 +151,3 @@ def _shape(operand: Operand, sizes: Mapping[str, int]) -> tuple[int, ...]:
                 size *= sizes[name.text]
             shape.append(size)
     return tuple(shape)
-
-

@@ -26,7 +26,8 @@ class Label:
 
     ``points`` is the dim that the tensor's integer values index into (None: they index nothing known). ``held`` names
     axes that are not dims of this tensor but whose rows it was gathered from, so that contexts along them survive.
-    ``value`` is the tensor itself where it depends on constants alone; ``is_mask`` marks booleans.
+    ``value`` is the tensor itself where it depends on constants alone; ``is_mask`` marks booleans. ``uniform`` names
+    the axes along which all its elements are equal, as they are along a broadcast dim.
     """
 
     dims: Layout
@@ -34,6 +35,7 @@ class Label:
     held: Mapping[Leaf, Held] = field(default_factory=dict)
     value: torch.Tensor | None = None
     is_mask: bool = False
+    uniform: frozenset[Leaf] = frozenset()
 
     @property
     def shape(self) -> Shape:
@@ -96,6 +98,12 @@ class Op:
         if not isinstance(value, int):
             raise RuleError(f"{self.name}: argument {name!r} is {value!r}, not a dim number known when tracing")
         return value + rank if value < 0 else value
+
+    def ranked(self, x: Label, d: int) -> Dim:
+        """A dim about to be ranked by value, for an index that points into it: where all values tie, order decides."""
+        if self.algebra.leaves(x.dims[d]) & self.algebra.leaves(tuple(x.uniform)):
+            self.algebra.fix(x.dims[d], "ties")
+        return x.dims[d]
 
     def fix_values(self, *labels: Label) -> None:
         """Integer values are used as numbers, not as an index: the axis that they point into is fixed."""

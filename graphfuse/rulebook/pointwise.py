@@ -17,10 +17,11 @@ IndexUse = Literal["fix", "keep", "compare"]
 class Elementwise:
     """What is known of an elementwise op beyond its being one.
 
-    ``operands`` are the arguments that are values (every tensor when empty); truth values among the rest select. ``shared`` is the class of an axis that all operands hold, ``alone`` of one that only some hold, by the
-    one operand that holds it where that matters. ``index`` says what becomes of integer values that point into an axis:
-    they are numbers from here on (``fix``), the output points there too (``keep``), or all of them are only compared
-    with each other (``compare``).
+    ``operands`` are the arguments that are values (every tensor when empty); truth values among the rest select.
+    ``shared`` is the class of an axis that all operands hold, ``alone`` of one that only some hold, by the one operand
+    that holds it where that matters. ``index`` says what becomes of integer values that point into an axis: they are
+    numbers from here on (``fix``), the output points there too (``keep``), or all of them are only compared with each
+    other (``compare``).
     """
 
     operands: tuple[str, ...] = ()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from graphfuse.algebra import Mismatch
 from graphfuse.axes import Dim, Layout, SymmetryClass, dim_size
 from graphfuse.errors import RuleError
+from graphfuse.rulebook.match import Matched, Operands, base_name, expand, is_batch, match_operands, variadic_rank
 from graphfuse.rulebook.op import Label, Op
-from graphfuse.rulebook.signature import ELLIPSIS, ONES, Name, Operand, Signature, Slot
+from graphfuse.rulebook.signature import ELLIPSIS, Operand, Signature, Slot
 from graphfuse.rulebook.together import Pair, broadcast_pairs, unify_together
 
 
@@ -28,28 +28,6 @@ class Relation:
     sizes: Mapping[str, str | int] = field(default_factory=dict)
     mixes: tuple[str, ...] = ()
     classes: Mapping[str, SymmetryClass] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    """One present operand, each of its dims paired with the names that its pattern gives it."""
-
-    argument: str
-    pattern: Operand
-    dims: Layout
-    slots: tuple[Slot, ...]
-
-    @property
-    def lacking(self) -> frozenset[str]:
-        """Names of the pattern for which the operand has no dim."""
-        return self.pattern.names - {_base(name.text) for slot in self.slots for name in slot} - {ELLIPSIS}
-
-    @property
-    def batch(self) -> Layout:
-        return tuple(dim for dim, slot in zip(self.dims, self.slots, strict=True) if _is_batch(slot))
-
-
-Operands = Sequence[tuple[str, Any]]
 
 
 def relate(op: Op, relation: Relation, operands: Operands | None = None) -> Label | list[Label]:
@@ -71,7 +49,7 @@ def relate(op: Op, relation: Relation, operands: Operands | None = None) -> Labe
     """
     signature = relation.signature
     operands = list(op.args.items()) if operands is None else operands
-    rank = _variadic_rank(op, relation, operands)
+    rank = variadic_rank(op, signature, relation.sizes, operands)
     tensors = match_operands(op, signature, operands, rank)
     op.fix_values(*(value for _, value in operands if isinstance(value, Label)))
     batch, pairs = broadcast_pairs([tensor.batch for tensor in tensors])
@@ -84,82 +62,15 @@ def relate(op: Op, relation: Relation, operands: Operands | None = None) -> Labe
     return labels if op.several else labels[0]
 
 
-def match_operands(op: Op, signature: Signature, operands: Operands, rank: int) -> list[_Tensor]:
-    """Pair the dims of every present operand with the names of its pattern."""
-    if len(signature.inputs) > len(operands):
-        raise RuleError(f"{op.name} has {len(operands)} arguments, too few for its signature {signature.text!r}")
-    tensors = []
-    for pattern, (argument, value) in zip(signature.inputs, operands, strict=False):
-        if pattern is None or (value is None and pattern.optional):
-            continue
-        if isinstance(value, Label):
-            slots = _expand(op, signature, pattern, value.rank, rank)
-            tensors.append(_Tensor(argument, pattern, value.dims, tuple(slots)))
-        elif value is None or isinstance(value, list | tuple):
-            raise RuleError(f"{op.name}: argument {argument!r} is {type(value).__name__}, its signature wants a tensor")
-    return tensors
-
-
 def name_sizes(op: Op, relation: Relation) -> dict[str, set[int]]:
     """Sizes of the names that stand alone for a dim of an input; all dims of a variadic name together."""
-    operands = list(op.args.items())
-    tensors = match_operands(op, relation.signature, operands, _variadic_rank(op, relation, operands))
+    signature, operands = relation.signature, list(op.args.items())
+    rank = variadic_rank(op, signature, relation.sizes, operands)
+    tensors = match_operands(op, signature, operands, rank)
     sizes: dict[str, set[int]] = {}
     for name, size in _plain_sizes((tensor.dims, tensor.slots) for tensor in tensors):
-        sizes.setdefault(_base(name), set()).add(size)
+        sizes.setdefault(base_name(name), set()).add(size)
     return sizes
-
-
-# -------------------------------------------------------------------- patterns against ranks
-
-
-def _variadic_rank(op: Op, relation: Relation, operands: Operands) -> int:
-    """How many dims each starred name of this signature stands for at this node."""
-    signature = relation.signature
-    for name in signature.variadic_names:
-        value = op.args.get(str(relation.sizes.get(name)))
-        if isinstance(value, list | tuple):
-            return len(value)
-    inputs = [(pattern, value.rank) for pattern, (_, value) in zip(signature.inputs, operands, strict=False)
-              if pattern is not None and isinstance(value, Label)]  # fmt: skip
-    outputs = [(pattern, len(shape)) for pattern, shape in zip(signature.outputs, op.shapes, strict=False)
-               if pattern is not None and shape is not None]  # fmt: skip
-    for pattern, found in (*inputs, *outputs):
-        if ELLIPSIS not in pattern.names and any(map(_is_starred, pattern.slots)):
-            return max(found - len(pattern.slots) + 1, 0)
-    if not signature.variadic_names:
-        return 0
-    raise RuleError(f"{op.name}: nothing tells how many dims a starred name of {signature.text!r} stands for")
-
-
-def _expand(op: Op, signature: Signature, pattern: Operand, found: int, rank: int) -> list[Slot]:
-    """One slot for each of ``found`` dims: starred names numbered, ``...`` repeated, leading slots dropped."""
-    slots: list[Slot] = []
-    for slot in pattern.slots:
-        if slot == ONES:
-            slots += [()] * rank
-        elif _is_starred(slot):
-            slots += [(Name(f"{slot[0].text}.{i}", slot[0].fixed),) for i in range(rank)]
-        else:
-            slots.append(slot)
-    at = next((i for i, slot in enumerate(slots) if _is_batch(slot)), None)
-    if at is not None:
-        slots[at : at + 1] = [slots[at]] * max(found - len(slots) + 1, 0)
-    if len(slots) < found:
-        raise RuleError(f"{op.name}: {pattern.title or 'an operand'} has {found} dims, too many for {signature.text!r}")
-    return slots[len(slots) - found :]
-
-
-def _is_starred(slot: Slot) -> bool:
-    return len(slot) == 1 and slot[0].variadic and slot[0].text != ELLIPSIS
-
-
-def _is_batch(slot: Slot) -> bool:
-    return len(slot) == 1 and slot[0].text == ELLIPSIS
-
-
-def _base(name: str) -> str:
-    return name if name == ELLIPSIS else name.partition(".")[0]
 
 
 # -------------------------------------------------------------------- names against dims
@@ -170,18 +81,18 @@ def _plain_sizes(tensors: Iterable[tuple[Layout, tuple[Slot, ...]]]) -> list[tup
         (slot[0].text, dim_size(dim))
         for dims, slots in tensors
         for dim, slot in zip(dims, slots, strict=True)
-        if len(slot) == 1 and not _is_batch(slot)
+        if len(slot) == 1 and not is_batch(slot)
     ]
 
 
-def _known_sizes(op: Op, relation: Relation, tensors: Sequence[_Tensor], rank: int) -> dict[str, int]:
+def _known_sizes(op: Op, relation: Relation, tensors: Sequence[Matched], rank: int) -> dict[str, int]:
     """Sizes of names: from dims that they name alone, in inputs and outputs, and from the entry's ``sizes``."""
     known: dict[str, int] = {}
     for name, size in _plain_sizes((tensor.dims, tensor.slots) for tensor in tensors):
         known[name] = max(size, known.get(name, 1))
     for pattern, shape in zip(relation.signature.outputs, op.shapes, strict=False):
         if pattern is not None and shape is not None:
-            slots = _expand(op, relation.signature, pattern, len(shape), rank)
+            slots = expand(op, relation.signature, pattern, len(shape), rank)
             for slot, size in zip(slots, shape, strict=True):
                 if len(slot) == 1:
                     known.setdefault(slot[0].text, size)
@@ -196,12 +107,12 @@ def _known_sizes(op: Op, relation: Relation, tensors: Sequence[_Tensor], rank: i
     return known
 
 
-def _bind(op: Op, tensors: Sequence[_Tensor], known: Mapping[str, int]) -> dict[str, list[Dim]]:
+def _bind(op: Op, tensors: Sequence[Matched], known: Mapping[str, int]) -> dict[str, list[Dim]]:
     """Every dim that a name stands for, products taken apart; names in order of appearance, outermost first."""
     found: dict[str, list[Dim]] = {}
     for tensor in tensors:
         for dim, slot in zip(tensor.dims, tensor.slots, strict=True):
-            if not _is_batch(slot):
+            if not is_batch(slot):
                 for name, part in zip(slot, _take_apart(op, dim, slot, known), strict=True):
                     found.setdefault(name.text, []).append(part)
     return found
@@ -249,22 +160,20 @@ def _widest(dims: Sequence[Dim]) -> Dim:
 # -------------------------------------------------------------------- what the op does to them
 
 
-def _broadcast_names(tensors: Sequence[_Tensor], found: Mapping[str, Sequence[Dim]]) -> frozenset[str]:
+def _broadcast_names(tensors: Sequence[Matched], found: Mapping[str, Sequence[Dim]]) -> frozenset[str]:
     """Names that some operand has by its pattern but is constant along: it would not follow a map other than moves."""
     uneven = {name for tensor in tensors for name in tensor.lacking}
-    uneven |= {_base(name) for name, dims in found.items() if len({dim_size(dim) for dim in dims}) > 1}
+    uneven |= {base_name(name) for name, dims in found.items() if len({dim_size(dim) for dim in dims}) > 1}
     batched = [tensor.batch for tensor in tensors if ELLIPSIS in tensor.pattern.names]
     if len({tuple(map(dim_size, batch)) for batch in batched}) > 1:
         uneven.add(ELLIPSIS)
     return frozenset(uneven)
 
 
-def _restrict(
-    op: Op, relation: Relation, named: Mapping[str, Dim], batch: Layout, uneven: frozenset[str]
-) -> None:
+def _restrict(op: Op, relation: Relation, named: Mapping[str, Dim], batch: Layout, uneven: frozenset[str]) -> None:
     """Fix positional names, lower symmetry classes, take contexts away from what passes a mix."""
     fixed, mixes = relation.signature.fixed_names, relation.mixes
-    everything = [(_base(name), dim) for name, dim in named.items()] + [(ELLIPSIS, dim) for dim in batch]
+    everything = [(base_name(name), dim) for name, dim in named.items()] + [(ELLIPSIS, dim) for dim in batch]
     passing = [dim for name, dim in everything if name not in mixes]
     for name, dim in everything:
         allowed = relation.classes.get(name, SymmetryClass.PERMUTATION)
@@ -276,13 +185,13 @@ def _restrict(
             op.algebra.fix(dim, "spatial")
 
 
-def _consume(op: Op, signature: Signature, tensors: Sequence[_Tensor], named: Mapping[str, Dim]) -> None:
+def _consume(op: Op, signature: Signature, tensors: Sequence[Matched], named: Mapping[str, Dim]) -> None:
     """Record the dims that are summed away against another operand."""
     holders: dict[str, int] = {}
     for tensor in tensors:
         for text in {name.text for slot in tensor.slots for name in slot}:
             holders[text] = holders.get(text, 0) + 1
-    summed = {text for text, count in holders.items() if count > 1 and _base(text) not in signature.output_names}
+    summed = {text for text, count in holders.items() if count > 1 and base_name(text) not in signature.output_names}
     for tensor in tensors:
         for d, slot in enumerate(tensor.slots):
             names = [name.text for name in slot if len(slot) == 1 or dim_size(named[name.text]) > 1]
@@ -300,16 +209,15 @@ def _output(op: Op, signature: Signature, k: int, named: dict[str, Dim], batch: 
         if 0 not in shape:  # a label would have to claim something about values of which nothing is said
             raise RuleError(f"{op.name}: nothing is said of output {k}, of shape {shape}, in {signature.text!r}")
         return Label(op.algebra.fresh(shape, "empty"))
-    absent = signature.input_names - {_base(name) for name in named}
+    absent = signature.input_names - {base_name(name) for name in named}
     kept = [slot for slot in pattern.slots if len(slot) != 1 or slot[0].variadic or slot[0].text not in absent]
-    counts = [len(batch) if _is_batch(slot) else rank if slot and slot[0].variadic else 1 for slot in kept]
+    counts = [len(batch) if is_batch(slot) else rank if slot and slot[0].variadic else 1 for slot in kept]
     if sum(counts) != len(shape):
         raise RuleError(f"{op.name}: output {k} of shape {shape} does not fit {signature.text!r}")
-    slots = _expand(op, signature, Operand(pattern.title, tuple(kept)), len(shape), rank)
+    slots = expand(op, signature, Operand(pattern.title, tuple(kept)), len(shape), rank)
     rest = iter(batch)
     dims = (
-        next(rest) if _is_batch(slot) else _made(op, slot, size, named)
-        for slot, size in zip(slots, shape, strict=True)
+        next(rest) if is_batch(slot) else _made(op, slot, size, named) for slot, size in zip(slots, shape, strict=True)
     )
     return Label(tuple(dims))
 

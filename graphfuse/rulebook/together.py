@@ -1,8 +1,8 @@
 """Unify the dims of one op all at once.
 
-Two axes that become one keep the contexts they have in common. Taken pair by pair, the axis ``o`` of ``w[g o]`` and of
-``b[g o]`` would lose ``g`` if it came before ``g`` itself: the two ``g`` still look different. Here contexts are compared
-after all pairs are known, so that no order of the pairs loses anything.
+Two axes that become one keep the contexts they have in common. Taken pair by pair, the axis ``o`` of ``w[g o]`` and
+of ``b[g o]`` would lose ``g`` if it came before ``g`` itself: the two ``g`` still look different. Here contexts are
+compared after all pairs are known, so that no order of the pairs loses anything.
 """
 
 from __future__ import annotations

@@ -40,13 +40,18 @@ def reduction(op: Op) -> Label | list[Label]:
     dims = dim_list(op, x.rank, "dim")
     op.algebra.meet(tuple(f for dim in x.dims for f in dim), SymmetryClass.PERMUTATION)
     left = reduced(op, x, dims)
-    points = x.dims[dims[0]] if len(dims) == 1 else None
     if "argm" in op.name:
-        return Label(left, points)
+        return Label(left, op.ranked(x, dims[0]) if len(dims) == 1 else _unranked(op, x))
     if not op.several:
         return Label(left, held=x.held)
-    indices = points if any(word in op.name for word in (".max.", ".min.", "median")) else None
-    return [Label(left), *(Label(left, indices) for _ in op.shapes[1:])]
+    names = any(word in op.name for word in (".max.", ".min.", "median"))
+    return [Label(left), *(Label(left, op.ranked(x, dims[0]) if names else None) for _ in op.shapes[1:])]
+
+
+def _unranked(op: Op, x: Label) -> None:
+    """An index into the flattened tensor counts positions along every dim."""
+    for dim in x.dims:
+        op.algebra.fix(dim, "order")
 
 
 @REDUCTIONS("softmax", "log_softmax", "_softmax", "_log_softmax", "_safe_softmax", "softmin", "gumbel_softmax")
@@ -72,7 +77,7 @@ def ranked(op: Op) -> Label | list[Label]:
         dims = x.dims[:d] + x.dims[d + 1 :]
     else:
         dims = (*x.dims[:d], op.algebra.new(op.shape[d], "rank"), *x.dims[d + 1 :])
-    indices = Label(dims, x.dims[d])
+    indices = Label(dims, op.ranked(x, d))
     return [Label(dims), indices] if op.several else indices if "argsort" in op.name else Label(dims)
 
 
