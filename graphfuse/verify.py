@@ -6,14 +6,16 @@ random values. Everything runs in float64, on the module itself rather than on t
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphfuse.capture import state_of
 from graphfuse.errors import VerifyError
@@ -21,6 +23,7 @@ from graphfuse.permutations import permuted, sample
 from graphfuse.symmetry import Axis, SymmetryGraph
 
 TOLERANCE = 1e-6
+NARROW = (torch.float32, torch.float16, torch.bfloat16)
 NOTICED = 1e-3  # of the tolerance; far above rounding errors, so that faint paths count as noticed
 PROBES = 6
 
@@ -115,7 +118,7 @@ class _Check:
                 "  what to do: verify a small model of the same architecture with real weights"
             )
         self.notes: tuple[str, ...] = ()
-        self.tolerance = TOLERANCE
+        self.tolerance, self.widened = TOLERANCE, False
         self.model, self.args, self.kwargs = self._double()
         self.state = self._weights()
         self.before = self._run(self.state)
@@ -129,8 +132,9 @@ class _Check:
         args, kwargs = _to((graph.args, dict(graph.kwargs)), None)
         wide = copy.deepcopy(model).double()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), _widened():
                 wide(*(pair := _to((args, kwargs), torch.float64))[0], **pair[1])
+            self.widened = True
             return wide, *pair
         except Exception as error:
             self.notes += (f"run in its own precision, not float64: {type(error).__name__}: {error}",)
@@ -149,7 +153,8 @@ class _Check:
         names = {**dict.fromkeys(state), **self.graph.captured.aliases}
         given = {name: state[canonical or name] for name, canonical in names.items()}
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            precision = _widened() if self.widened else contextlib.nullcontext()
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), precision:
                 result = torch.func.functional_call(self.model, given, self.args, dict(self.kwargs))
         except Exception as error:
             raise VerifyError(f"the model does not run with random weights: {type(error).__name__}: {error}") from error
@@ -190,7 +195,10 @@ class _Check:
 
 
 def randomised(tensor: Tensor, generator: torch.Generator, positive: bool = False) -> Tensor:
-    """Random values of the tensor's own scale; ``positive`` for variances."""
+    """Random values of the tensor's own scale, but large enough for the signal to survive a deep network.
+
+    ``positive`` is for variances.
+    """
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return tensor
     noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.dtype)
@@ -198,11 +206,31 @@ def randomised(tensor: Tensor, generator: torch.Generator, positive: bool = Fals
         return noise.abs() * 0.5 + 0.6
     mean = float(tensor.double().mean())
     spread = float(tensor.double().std()) if tensor.numel() > 1 else 0.0
+    if tensor.dim() > 1:
+        return mean + max(spread, (2 * tensor.shape[0] / tensor.numel()) ** 0.5) * noise
     if spread > 1e-3 * max(abs(mean), 0.05):
         return tensor + 0.5 * spread * noise
-    if abs(mean) > 0.05:
-        return mean * (1 + 0.3 * noise)
-    return mean + (0.3 * noise if tensor.dim() < 2 else noise / tensor.shape[-1] ** 0.5)
+    return mean * (1 + 0.3 * noise) if abs(mean) > 0.05 else mean + 0.3 * noise
+
+
+class _Wide(TorchDispatchMode):
+    """Ops that a model asks to compute in a narrower floating type compute in float64."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = {key: torch.float64 if isinstance(value, torch.dtype) and value in NARROW else value for key, value in (kwargs or {}).items()}
+        return func(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def _widened() -> Iterator[None]:
+    """Everything in float64, also what a model casts by itself (norms that compute in float32, say)."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with _Wide():
+            yield
+    finally:
+        torch.set_default_dtype(usual)
 
 
 def _to(tree: Any, dtype: torch.dtype | None) -> Any:
