@@ -113,7 +113,8 @@ def _row(r: dict[str, Any]) -> list[str]:
         r["model"], f"{r['parameters'] / 1e6:.0f}M", str(r["nodes"]), str(r["free_axes"]), f"{r['free_fraction']:.1%}",
         f"{r['capture_s']:.2f}", f"{r['label_s']:.2f}", f"{r['label_s'] / r['capture_s']:.2f}",
         f"{1e6 * r['label_s'] / r['nodes']:.0f}", f"{r['verify_s']:.1f}" if "verify_s" in r else "-",
-        {True: "yes", False: "NO", None: "-"}[r.get("ok")], f"{(r['peak_after_trace'] - r['peak_before_trace']) / mib:.0f}",
+        {True: "yes", False: "NO", None: "-"}[r.get("ok")],
+        f"{(r['peak_after_trace'] - r['peak_before_trace']) / mib:.0f}",
         f"{r['peak_after_verify'] / mib:.0f}" if "verify_s" in r else "-",
     ]  # fmt: skip
 

@@ -17,7 +17,11 @@ RESULTS = Path(__file__).parent / "results"
 def context() -> dict[str, Any]:
     """What a figure depends on besides the code under test: commit, versions, machine, time."""
     git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+        ["git", "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+        check=False,
     )
     return {
         "commit": git.stdout.strip() or "unknown",

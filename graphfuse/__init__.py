@@ -1,9 +1,32 @@
-"""graphfuse: fuse independently trained PyTorch models of any architecture into one."""
+"""graphfuse: fuse independently trained PyTorch models of any architecture into one.
 
+>>> import torch, graphfuse
+>>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+>>> graph = graphfuse.trace(model, (torch.zeros(1, 4),))
+>>> graphfuse.verify(graph).ok
+True
+"""
+
+from graphfuse.aligned import Alignment
+from graphfuse.alignment import align
+from graphfuse.config import FuseConfig
 from graphfuse.errors import GraphFuseError
+from graphfuse.fuse import FuseResult, fuse
 from graphfuse.symmetry import SymmetryGraph, trace
 from graphfuse.verify import Verification, verify
 
 __version__ = "0.1.0"
 
-__all__ = ["GraphFuseError", "SymmetryGraph", "Verification", "__version__", "trace", "verify"]
+__all__ = [
+    "Alignment",
+    "FuseConfig",
+    "FuseResult",
+    "GraphFuseError",
+    "SymmetryGraph",
+    "Verification",
+    "__version__",
+    "align",
+    "fuse",
+    "trace",
+    "verify",
+]

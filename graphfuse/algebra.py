@@ -131,17 +131,9 @@ class Algebra(DimAlgebra):
 
     def broadcast(self, layouts: Sequence[Layout]) -> Layout:
         """Unify tensors from the right as numpy broadcasting does; the layout of the result."""
-        rank = max((len(layout) for layout in layouts), default=0)
-        result: list[Dim] = []
-        pairs: list[tuple[Dim, Dim]] = []
-        for position in range(-rank, 0):
-            dims = [layout[position] for layout in layouts if len(layout) >= -position]
-            size = next((dim_size(dim) for dim in dims if dim_size(dim) != 1), 1)
-            full = [dim for dim in dims if dim_size(dim) == size]
-            result.append(full[0] if size != 1 else ())
-            pairs += [(full[0], other) for other in full[1:]] if size != 1 else []
+        result, pairs = broadcast_pairs(layouts)
         self.unify_all(pairs)
-        return tuple(result)
+        return result
 
     def regroup(self, layout: Layout, shape: Sequence[int]) -> Layout:
         """The label of a reshape: runs of dims with equal products are merged and split anew."""
@@ -223,3 +215,17 @@ class Algebra(DimAlgebra):
                     self.unify(branches[key], dim)
                 branches[key] = dim
         return self.norm((Case(tuple(branches.items())),))
+
+
+def broadcast_pairs(layouts: Sequence[Layout]) -> tuple[Layout, list[tuple[Dim, Dim]]]:
+    """The layout of tensors broadcast against each other, and the pairs of dims that this makes one."""
+    rank = max(map(len, layouts), default=0)
+    result: list[Dim] = []
+    pairs: list[tuple[Dim, Dim]] = []
+    for position in range(-rank, 0):
+        dims = [layout[position] for layout in layouts if len(layout) >= -position]
+        size = next((dim_size(dim) for dim in dims if dim_size(dim) != 1), 1)
+        full = [dim for dim in dims if dim_size(dim) == size]
+        result.append(full[0] if size != 1 else ())
+        pairs += [(full[0], other) for other in full[1:]] if size != 1 else []
+    return tuple(result), pairs

@@ -33,7 +33,7 @@ class Cell:
     present: frozenset[int]
 
     def along(self, position: int, axis: int) -> int:
-        """The dimension along ``axis`` that accompanies dimension ``position``: in the same dim, else the only other."""
+        """The dimension along ``axis`` that goes with dimension ``position``: in the same dim, else the only other."""
         places = [p for p, other in enumerate(self.axes) if other == axis and p != position]
         same = [p for p in places if self.origin[p] == self.origin[position]]
         return (same or places)[0]
@@ -87,7 +87,9 @@ def cells(tensors: Sequence[Tensor], dims: Layout, sizes: Sequence[Sizes] | None
     for tensor, known in zip(tensors, every, strict=True):
         if tuple(tensor.shape) != shape_of(dims, known):
             shown = ", ".join(render(dim) for dim in dims)
-            raise ValueError(f"cells: a tensor of shape {tuple(tensor.shape)}, expected {shape_of(dims, known)} [{shown}]")
+            raise ValueError(
+                f"cells: a tensor of shape {tuple(tensor.shape)}, expected {shape_of(dims, known)} [{shown}]"
+            )
     yield from _split(_Open(tuple(tensors), tuple(dims), tuple(range(len(dims)))), every)
 
 

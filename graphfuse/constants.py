@@ -55,7 +55,9 @@ class Constants:
         if any(self.value(operand) is None for operand in node.all_input_nodes):
             return None
         args = fx.map_arg(node.args, self.value)
-        kwargs = {key: "cpu" if key == "device" else fx.map_arg(value, self.value) for key, value in node.kwargs.items()}
+        kwargs = {
+            key: "cpu" if key == "device" else fx.map_arg(value, self.value) for key, value in node.kwargs.items()
+        }
         try:
             return op(*args, **kwargs)
         except Exception:  # an op that does not run on the CPU has no value to look at

@@ -46,7 +46,10 @@ class DimAlgebra(Store):
         root = self.root(leaf)
         fact = self.fact(root)
         if fact.term is not None:
-            fact.term = self.norm(fact.term)
+            if fact.normal != self._version:
+                version = self._version
+                fact.term = self.norm(fact.term)
+                fact.normal = version  # stale at once if normalising has refined anything
             return fact.term
         return () if root.size == 1 else (root,)
 
@@ -111,7 +114,7 @@ class DimAlgebra(Store):
             context = outside | {key} if key.size > 1 else outside
             branches.append((key, (self.leaf(leaf.size, context, like=leaf),)))
         case = Case(tuple(branches))
-        self.fact(leaf).term = (case,)
+        self._bind_to(leaf, (case,))
         return case
 
     def _restrict_case(self, case: Case, keys: frozenset[Leaf], keep: frozenset[Leaf]) -> Dim:
@@ -133,12 +136,61 @@ class DimAlgebra(Store):
     # ---------------------------------------------------------------- unification
 
     def unify_all(self, pairs: Iterable[tuple[Dim, Dim]]) -> None:
-        """Unify pairs of dims, those with the fewest contexts first: they decide what the others may depend on."""
+        """Make the two dims of each pair one, all pairs at once.
+
+        Two axes that become one keep the contexts they have in common. Taken pair by pair, the axis ``o`` of ``w[g o]``
+        and of ``b[g o]`` would lose ``g`` if it came before ``g`` itself: the two ``g`` would still look different. So
+        contexts are compared modulo all of the pairs.
+        """
+        plain: list[tuple[Dim, Dim]] = []
         for a, b in sorted(pairs, key=lambda pair: self._weight(pair[0]) + self._weight(pair[1])):
-            self.unify(a, b)
+            if self._leafwise(a, b) is None:
+                self.unify(a, b)
+            else:
+                plain.append((a, b))
+        leaves: list[tuple[Leaf, Leaf]] = []
+        for a, b in plain:
+            matched = self._leafwise(a, b)  # anew: what was unified since may have refined them
+            if matched is None:
+                self.unify(a, b)
+            else:
+                leaves += matched
+        common = self._common_contexts(leaves)
+        for f, g in leaves:
+            self.unify((f,), (g,))
+        for leaf, context in common.items():
+            root = self.root(leaf)
+            if not self.fact(root).reasons:
+                self.depend(root, {self.root(key) for key in context} - {root})
 
     def _weight(self, dim: Dim) -> int:
         return sum(len(self.context(f)) if isinstance(f, Leaf) else 1000 for f in self.norm(dim))
+
+    def _leafwise(self, a: Dim, b: Dim) -> list[tuple[Leaf, Leaf]] | None:
+        """The pairs of axes, when both dims are products of axes of the same sizes."""
+        a, b = self.norm(a), self.norm(b)
+        if len(a) != len(b):
+            return None
+        matched = [(f, g) for f, g in zip(a, b, strict=True) if isinstance(f, Leaf) and isinstance(g, Leaf)]
+        return matched if len(matched) == len(a) and all(f.size == g.size for f, g in matched) else None
+
+    def _common_contexts(self, pairs: Sequence[tuple[Leaf, Leaf]]) -> dict[Leaf, frozenset[Leaf]]:
+        """For each class of axes that the pairs make, the contexts that all of its axes share, modulo the pairs."""
+        parent: dict[Leaf, Leaf] = {}
+
+        def find(leaf: Leaf) -> Leaf:
+            while leaf in parent:
+                leaf = parent[leaf]
+            return leaf
+
+        for f, g in pairs:
+            if find(f) != find(g):
+                parent[find(g)] = find(f)
+        common: dict[Leaf, frozenset[Leaf]] = {}
+        for leaf in dict.fromkeys(leaf for pair in pairs for leaf in pair):
+            context = frozenset(find(key) for key in self.context(leaf)) - {find(leaf)}
+            common[find(leaf)] = common.get(find(leaf), context) & context
+        return common
 
     def unify(self, a: Dim, b: Dim) -> None:
         """Make two dims one; what cannot be given one structure is fixed, with the reason ``mismatch``."""
@@ -236,7 +288,7 @@ class DimAlgebra(Store):
             self.drop_context(part, self.context(part) - allowed)
             self.fact(part).keyed |= fact.keyed
         self.meet(dim, fact.symmetry)
-        fact.term = dim
+        self._bind_to(leaf, dim)
         for reason in fact.reasons.values():
             for part in self.leaves(dim):
                 self.fact(part).reasons.setdefault(reason.why, reason)
@@ -256,13 +308,13 @@ class DimAlgebra(Store):
     # ---------------------------------------------------------------- refining one axis
 
     def _split(self, leaf: Leaf, sizes: Sequence[int]) -> None:
-        """Refine an axis into a product; until an op decides which is inner, each factor may differ along the others."""
+        """Refine an axis into a product; until an op decides which is inner, each may differ along the others."""
         context = self.context(leaf)
         parts = [self.leaf(size, like=leaf) for size in sizes]
         for part in parts:
             if not self.fact(part).reasons:
                 self.depend(part, context | (set(parts) - {part}))
-        self.fact(leaf).term = tuple(parts)
+        self._bind_to(leaf, tuple(parts))
 
     def _cut(self, leaf: Leaf, sizes: Sequence[int]) -> None:
         """Refine an axis into blocks; of two axes that depend on each other the older one becomes the outer one."""
@@ -274,7 +326,7 @@ class DimAlgebra(Store):
                 context.add(key)
                 self.drop_context(key, frozenset({leaf}))
         parts = tuple((self.leaf(size, context, like=leaf),) for size in sizes)
-        self.fact(leaf).term = (Sum(parts),)
+        self._bind_to(leaf, (Sum(parts),))
 
     def take(self, dim: Dim, outer: int) -> tuple[Dim, Dim]:
         """Split a dim into an outer dim of the given size and what is left; Mismatch when no refinement does so."""

@@ -316,4 +316,3 @@ def _operand_dims(node: fx.Node, target: OpOverload, consumed: set[tuple[str, in
         value = value[int(index)] if index else value
         if isinstance(value, fx.Node):
             yield value.name, dim
-

@@ -35,9 +35,7 @@ def permuted(graph: SymmetryGraph, state: Mapping[str, Tensor], maps: Permutatio
     return result
 
 
-def permute(
-    tensor: Tensor, label: TensorLabel, maps: Permutations, contexts: Mapping[int, tuple[int, ...]]
-) -> Tensor:
+def permute(tensor: Tensor, label: TensorLabel, maps: Permutations, contexts: Mapping[int, tuple[int, ...]]) -> Tensor:
     """One tensor with the maps applied along its dims: ``new[i, j, ...] = old[p(i), q(j), ...]``, block by block."""
     if tensor.numel() == 0 or not label.dims:
         return tensor

@@ -13,7 +13,8 @@ from graphfuse.labeling import Labelling
 from graphfuse.rulebook.op import Label
 
 ROLES = (
-    "experts", "heads", "head_dim_qk", "head_dim_vo", "recurrent", "residual", "gate", "channels", "embedding", "hidden",
+    "experts", "heads", "head_dim_qk", "head_dim_vo", "recurrent",
+    "residual", "gate", "channels", "embedding", "hidden",
 )  # fmt: skip
 """Every role; where several fit an axis, the first one wins."""
 

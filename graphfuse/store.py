@@ -2,7 +2,7 @@
 
 The store is the one mutable value of labelling. It lives as long as one labelling does and everything done to it
 *refines*: two axes become one, an axis is bound to an expression of smaller ones, is fixed, loses a context or part of
-its symmetry class. Each step shrinks the group of claimed symmetries, so a step too many loses freedom and nothing else.
+its symmetry class. Each step shrinks the group of claimed symmetries, so a step too many loses freedom, nothing else.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ class Held:
 
 @dataclass(slots=True)
 class _Fact:
-    """What is known about one axis; ``keyed`` says that another label may depend on its index."""
+    """What is known about one axis; ``keyed`` says that another label may depend on its index.
+
+    ``normal`` and ``parts`` remember, for one version of the store, that the term is in normal form, and its axes.
+    """
 
     size: int
     symmetry: SymmetryClass = SymmetryClass.LINEAR
@@ -51,6 +54,8 @@ class _Fact:
     reasons: dict[str, Reason] = field(default_factory=dict)
     context: frozenset[Leaf] = frozenset()
     keyed: bool = False
+    normal: int = -1
+    parts: tuple[int, frozenset[Leaf]] = (-1, frozenset())
 
 
 class Store:
@@ -58,6 +63,7 @@ class Store:
 
     def __init__(self) -> None:
         self._facts: list[_Fact] = []
+        self._version = 0  # grows when two axes become one or an axis is bound, so that what was derived is stale
         self.site = Reason("")
 
     def fact(self, leaf: Leaf) -> _Fact:
@@ -119,22 +125,27 @@ class Store:
     def leaves(self, dim: Dim) -> frozenset[Leaf]:
         """The unbound axes that a dim is made of, those of size 1 included."""
         found: set[Leaf] = set()
-        stack: list[Dim] = [dim]
-        while stack:
-            for factor in stack.pop():
-                match factor:
-                    case Leaf():
-                        root = self.root(factor)
-                        term = self._facts[root.id].term
-                        if term is None:
-                            found.add(root)
-                        else:
-                            stack.append(term)
-                    case Sum():
-                        stack.extend(factor.parts)
-                    case Case():
-                        stack.extend(branch for _, branch in factor.branches)
+        for factor in dim:
+            match factor:
+                case Leaf():
+                    found |= self._parts(self.root(factor))
+                case Sum():
+                    for part in factor.parts:
+                        found |= self.leaves(part)
+                case Case():
+                    for _, branch in factor.branches:
+                        found |= self.leaves(branch)
         return frozenset(found)
+
+    def _parts(self, root: Leaf) -> frozenset[Leaf]:
+        fact = self._facts[root.id]
+        if fact.term is None:
+            return frozenset((root,))
+        version, parts = fact.parts
+        if version != self._version:
+            parts = self.leaves(fact.term)
+            fact.parts = self._version, parts
+        return parts
 
     def layout_leaves(self, layout: Iterable[Dim]) -> frozenset[Leaf]:
         """The unbound axes of a whole tensor."""
@@ -192,6 +203,11 @@ class Store:
             fact.reasons[why] = Reason(why, site.op, site.node, site.module, site.source)
         fact.context = frozenset()
 
+    def _bind_to(self, leaf: Leaf, term: Dim) -> None:
+        """From now on the axis stands for an expression of others."""
+        self.fact(leaf).term = term
+        self._version += 1
+
     def _union(self, a: Leaf, b: Leaf) -> None:
         a, b = self.root(a), self.root(b)
         if a == b:
@@ -199,6 +215,7 @@ class Store:
         context = (self.context(a) - {b}) & (self.context(b) - {a})
         kept, gone = self._facts[a.id], self._facts[b.id]
         gone.parent = a
+        self._version += 1
         for why, reason in gone.reasons.items():
             kept.reasons.setdefault(why, reason)
         kept.symmetry &= gone.symmetry

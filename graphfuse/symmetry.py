@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,7 +18,7 @@ from graphfuse.capture import Captured, capture, state_of
 from graphfuse.constants import makes_constants
 from graphfuse.flow import Flow, consumed_dims, flow_of, free_elements, free_leaves
 from graphfuse.labeling import Labelling, Note, Value, label
-from graphfuse.roles import ROLES, roles_of
+from graphfuse.roles import roles_of
 from graphfuse.rulebook import RuleBook, load_rules
 from graphfuse.rulebook.op import Label
 
@@ -237,7 +238,7 @@ def _axes(labelling: Labelling, tensors: Mapping[str, TensorLabel], roles: Mappi
             for leaf in walk_leaves(dim):
                 if leaf.size > 1:
                     touches.setdefault(leaf, {})[Touch(name, d)] = None
-    counts = dict.fromkeys((*ROLES, "fixed"), 0)
+    counts: dict[str, int] = defaultdict(int)
     axes = []
     for leaf, touched in touches.items():
         role = roles.get(leaf, "fixed")

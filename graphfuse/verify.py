@@ -176,7 +176,7 @@ class _Check:
         return self.change(permuted(self.graph, self.state, maps))
 
     def blame(self, maps: Mapping[int, Tensor], ids: Sequence[int]) -> list[int]:
-        """The axes whose maps change the function: halves that fail are searched, a pair that only fails together stays."""
+        """The axes whose maps change the function, by bisection; axes that only fail together are named together."""
         if self.error({id: maps[id] for id in ids}) <= self.tolerance:
             return []
         if len(ids) == 1:
@@ -217,7 +217,10 @@ class _Wide(TorchDispatchMode):
     """Ops that a model asks to compute in a narrower floating type compute in float64."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = {key: torch.float64 if isinstance(value, torch.dtype) and value in NARROW else value for key, value in (kwargs or {}).items()}
+        kwargs = {
+            key: torch.float64 if isinstance(value, torch.dtype) and value in NARROW else value
+            for key, value in (kwargs or {}).items()
+        }
         return func(*args, **kwargs)
 
 

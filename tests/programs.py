@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import random
+
 import torch
 from torch import Tensor, nn
 
 STEPS = (
     "relu", "split_dim", "merge_dims", "permute", "swap_blocks", "drop_block", "softmax", "sum_keep", "bias", "scale",
     "constant", "cumsum", "flip", "project", "residual", "norm", "stack", "select", "expand", "outer_gate", "gram",
-    "roll", "top", "pad", "stride", "convolve", "group_norm", "shuffle", "look_up", "sort", "choose", "pool", "batch_norm",
-    "head_mix",
+    "roll", "top", "pad", "stride", "convolve", "group_norm", "shuffle", "look_up", "sort", "choose", "pool",
+    "batch_norm", "head_mix",
 )  # fmt: skip
 
 
@@ -168,7 +170,7 @@ class Program(nn.Module):
 
     def shuffle(self, h: Tensor, key: str, a: int, b: int) -> Tensor:
         d = 1 + a % (h.dim() - 1)
-        order = torch.randperm(h.shape[d], generator=torch.Generator().manual_seed(b))
+        order = torch.tensor(random.Random(b).sample(range(h.shape[d]), h.shape[d]))
         return h.index_select(d, order) if b % 2 else h.movedim(d, 0)[order].movedim(0, d)
 
     def look_up(self, h: Tensor, key: str, a: int, b: int) -> Tensor:

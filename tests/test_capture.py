@@ -198,6 +198,26 @@ def test_the_model_stays_as_it_was() -> None:
     assert not caught
 
 
+def test_what_forward_keeps_on_the_module_is_taken_back() -> None:
+    class Caching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls, self.last = 0, None
+            self.register_buffer("steps", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            self.steps += 1
+            return x * 2
+
+    model = Caching()
+    captured = capture(model, (torch.ones(2),))
+    assert captured.method == "export"
+    assert (model.calls, model.last, model.steps.item()) == (0, None, 0.0)  # pyright: ignore
+    assert captured.notes == ("the model writes to its buffers while it runs; the new values are ignored: steps",)
+    assert captured.outputs == ("mul",)
+
+
 def test_runs_in_eval_mode_whatever_the_flag() -> None:
     net = nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.9)).train()
     x = torch.randn(2, 4)

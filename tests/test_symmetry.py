@@ -110,7 +110,7 @@ def test_columns_are_told_from_rows() -> None:
 
 def test_contractions_and_statistics_are_listed() -> None:
     graph = traced("unet")
-    assert [(c.weight, c.kind) for c in graph.contractions if c.kind == "convolution"][0] == ("down.weight", "convolution")
+    assert (graph.contractions[0].weight, graph.contractions[0].kind) == ("down.weight", "convolution")
     assert [(s.mean, s.var) for s in graph.statistics] == [("norm.running_mean", "norm.running_var")]
 
 

@@ -32,19 +32,22 @@ def program(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
     """
     with evaluating(model), torch.no_grad():
         try:
-            return by_export(model, args, kwargs, decompose)
-        except Exception as refusal:
-            _must_run(model, args, kwargs)
-            try:
-                return by_make_fx(model, args, kwargs, decompose, refusal)
-            except Exception as error:
-                raise CaptureError(
-                    f"{type(model).__name__} could not be captured as a graph.\n"
-                    f"  torch.export: {headline(refusal)}\n{where(refusal)}"
-                    f"  make_fx: {headline(error)}\n{where(error)}"
-                    "  what to do: write that line with tensor operations only (torch.where instead of if, no .item(), "
-                    "no numpy), or wrap it in a custom operator (torch.library.custom_op) and give it a rule"
-                ) from error
+            with restoring(model):
+                return by_export(model, args, kwargs, decompose)
+        except Exception as error:
+            refusal = error
+        _must_run(model, args, kwargs)
+        try:
+            return by_make_fx(model, args, kwargs, decompose, refusal)
+        except Exception as error:
+            failure = error
+    raise CaptureError(
+        f"{type(model).__name__} could not be captured as a graph.\n"
+        f"  torch.export: {headline(refusal)}\n{where(refusal)}"
+        f"  make_fx: {headline(failure)}\n{where(failure)}"
+        "  what to do: write that line with tensor operations only (torch.where instead of if, no .item(), "
+        "no numpy), or wrap it in a custom operator (torch.library.custom_op) and give it a rule"
+    ) from failure.with_traceback(None)  # a hundred frames of torch's own; the user's line is in the message
 
 
 def _must_run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

@@ -97,17 +97,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def restoring(model: nn.Module) -> Iterator[None]:
     """A forward that keeps things on its modules (caches, counters) must not keep traced tensors there."""
     saved = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
-    values = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    buffers = [buffer for buffer in model.buffers() if not buffer.is_inference()]
+    values = [(buffer, buffer._version, buffer.clone()) for buffer in buffers]
     try:
         yield
     finally:
-        for module, attributes, buffers in saved:
+        for module, attributes, own in saved:
             vars(module).clear()
             vars(module).update(attributes)
             module._buffers.clear()
-            module._buffers.update(buffers)
-        for name, buffer in model.named_buffers():
-            buffer.copy_(values[name])
+            module._buffers.update(own)
+        for buffer, version, value in values:
+            if buffer._version != version:
+                buffer.copy_(value)
 
 
 @contextlib.contextmanager

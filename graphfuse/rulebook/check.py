@@ -111,7 +111,7 @@ def check_entry(entry: Entry, *, file: str = "", trials: int = 3, seed: int = 0)
             findings.append(f"{name}: does not run on this machine: {str(error).splitlines()[0][:100]}")
         except Exception as error:  # whatever an op or a rule raises is the finding
             problems.append(Problem("error", name, f"{type(error).__name__}: {error}"))
-    if not count and not problems and not findings:
+    if not count and not problems:
         problems.append(Problem("error", ", ".join(entry.names), "none of the entry's examples is for its ops"))
     return CheckResult(entry.names, file, tuple(dict.fromkeys(problems)), tuple(dict.fromkeys(findings)), count)
 

@@ -16,7 +16,6 @@ from graphfuse.algebra import Algebra, Held
 from graphfuse.axes import Dim, Layout, Leaf, dim_size
 from graphfuse.errors import RuleError
 
-
 Shape = tuple[int, ...]
 
 

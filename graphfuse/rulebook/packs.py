@@ -85,7 +85,8 @@ def parse_pack(text: str, file: str) -> Pack:
     except ValidationError as error:
         lines = [f"{file}: {_explain(data, dict(problem))}" for problem in error.errors()]
         raise RuleError("\n".join(dict.fromkeys(lines))) from error
-    return Pack(file, pack.rules)
+    entries = (entry if entry.source else entry.model_copy(update={"source": pack.source}) for entry in pack.rules)
+    return Pack(file, tuple(entries))
 
 
 def _explain(data: dict[str, Any], problem: dict[str, Any]) -> str:

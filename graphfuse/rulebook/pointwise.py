@@ -8,7 +8,6 @@ from typing import Literal
 
 from graphfuse.axes import Dim, SymmetryClass, dim_size
 from graphfuse.rulebook.op import Label, Op
-from graphfuse.rulebook.together import broadcast
 
 IndexUse = Literal["fix", "keep", "compare"]
 
@@ -32,7 +31,7 @@ class Elementwise:
 
 def elementwise(op: Op, spec: Elementwise) -> Label | list[Label]:
     """The label of an elementwise op's output: that of its operands, broadcast."""
-    dims = broadcast(op.algebra, [label.dims for label in op.labels()])
+    dims = op.algebra.broadcast([label.dims for label in op.labels()])
     values = _values(op, spec)
     tensors = [label for label in op.labels() if not any(label is value for value in values.values())]
     for position in range(-len(dims), 0):

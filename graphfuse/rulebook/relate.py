@@ -6,13 +6,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from graphfuse.algebra import Mismatch
+from graphfuse.algebra import Mismatch, broadcast_pairs
 from graphfuse.axes import Dim, Layout, SymmetryClass, dim_size
 from graphfuse.errors import RuleError
 from graphfuse.rulebook.match import Matched, Operands, base_name, expand, is_batch, match_operands, variadic_rank
 from graphfuse.rulebook.op import Label, Op
 from graphfuse.rulebook.signature import ELLIPSIS, Operand, Signature, Slot
-from graphfuse.rulebook.together import Pair, broadcast_pairs, unify_together
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def relate(op: Op, relation: Relation, operands: Operands | None = None) -> Labe
     op.fix_values(*(value for _, value in operands if isinstance(value, Label)))
     batch, pairs = broadcast_pairs([tensor.batch for tensor in tensors])
     found = _bind(op, tensors, _known_sizes(op, relation, tensors, rank))
-    unify_together(op.algebra, pairs + [pair for dims in found.values() for pair in _pairs(dims)])
+    op.algebra.unify_all(pairs + [pair for dims in found.values() for pair in _pairs(dims)])
     named = {name: _widest(dims) for name, dims in found.items()}
     _restrict(op, relation, named, batch, _broadcast_names(tensors, found))
     _consume(op, signature, tensors, named)
@@ -146,7 +145,7 @@ def _factor_sizes(op: Op, slot: Slot, known: Mapping[str, int], total: int) -> l
     return [known.get(name.text, total // product) for name in slot]
 
 
-def _pairs(dims: Sequence[Dim]) -> list[Pair]:
+def _pairs(dims: Sequence[Dim]) -> list[tuple[Dim, Dim]]:
     first = _widest(dims)
     if dim_size(first) == 1:
         return []

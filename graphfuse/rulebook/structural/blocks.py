@@ -107,7 +107,7 @@ def joined(op: Op, parts: Sequence[Label], d: int) -> Label:
         points = None
     else:
         for part in parts[1:]:
-            op.algebra.unify(points, part.points or ())
+            op.algebra.unify(points or (), part.points or ())
     return Label(op.algebra.join([part.dims for part in parts], d), points)
 
 

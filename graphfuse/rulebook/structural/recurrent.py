@@ -80,4 +80,3 @@ def cell(op: Op) -> Label | list[Label]:
         op.algebra.unify(state.dims[-1], hidden)
     result = Label((*states[0].dims[:-1], hidden))
     return [result] * len(states) if op.several else result
-

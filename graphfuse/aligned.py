@@ -1,0 +1,263 @@
+"""An alignment: for each model, maps along every free axis into the target's coordinates. Savable, and reusable."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from graphfuse import archive
+from graphfuse.axes import Case, Dim, Factor, Layout, Leaf, Sum, SymmetryClass, walk_leaves
+from graphfuse.carry import transform
+from graphfuse.cells import shape_of
+from graphfuse.errors import CheckpointError, DataError
+from graphfuse.maps import AxisMap
+from graphfuse.symmetry import Axis, TensorLabel, Touch
+from graphfuse.transport.family import Agreement
+
+KIND = "alignment"
+
+
+@dataclass(frozen=True, eq=False)
+class Aligned:
+    """One model's share of an alignment; the target's own has no maps.
+
+    ``sizes`` has the size of every axis in this model, by the target's axis numbers; ``agreement`` how well each axis
+    is matched (left out where nothing was known about it).
+    """
+
+    sizes: Mapping[int, int]
+    maps: Mapping[int, AxisMap] = field(default_factory=dict)
+    agreement: Mapping[int, Agreement] = field(default_factory=dict)
+    sweeps: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """Maps from each model into the coordinates of the target.
+
+    It knows the layout of every parameter and moved buffer, so it applies to any checkpoint of the same architecture.
+    """
+
+    target: int
+    method: str
+    axes: tuple[Axis, ...]
+    labels: Mapping[str, TensorLabel]
+    aliases: Mapping[str, str]
+    models: tuple[Aligned, ...]
+    notes: tuple[str, ...] = ()
+
+    def apply(self, state: Mapping[str, Tensor], model: int = 1) -> dict[str, Tensor]:
+        """A checkpoint of one of the models, in the target's coordinates.
+
+        Parameters
+        ----------
+        state :
+            State-dict name -> tensor, tied names included or not. Tensors that do not move with any axis are
+            returned as they are.
+        model : int
+            Whose coordinates the checkpoint has: an index into the models that were aligned.
+
+        Raises
+        ------
+        DataError
+            There is no such model.
+        CheckpointError
+            A parameter is missing or has another shape.
+        """
+        if not 0 <= model < len(self.models):
+            raise DataError(f"there is no model {model} in this alignment; it has {len(self.models)} models, from 0")
+        part = self.models[model]
+        self._expect(state, part, model)
+        result = {}
+        for name, tensor in state.items():
+            label = self.labels.get(self.aliases.get(name, name))
+            moves = label is not None and part.maps
+            result[name] = transform(tensor, label.dims, label.consumed, part.maps, part.sizes) if moves else tensor
+        return result
+
+    def _expect(self, state: Mapping[str, Tensor], part: Aligned, model: int) -> None:
+        names = {self.aliases.get(name, name) for name in state}
+        missing = [name for name in self.labels if name not in names]
+        if missing:
+            raise CheckpointError(
+                f"the checkpoint lacks {len(missing)} of {len(self.labels)} tensors, the first is {missing[0]!r}.\n"
+                f"  what to do: give the whole state dict of a model like model {model} of this alignment"
+            )
+        for name, tensor in state.items():
+            label = self.labels.get(self.aliases.get(name, name))
+            if label is not None and tuple(tensor.shape) != shape_of(label.dims, part.sizes):
+                raise CheckpointError(
+                    f"{name!r} has another shape than in model {model} of this alignment.\n"
+                    f"  got: {tuple(tensor.shape)}\n  expected: {shape_of(label.dims, part.sizes)}"
+                )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the alignment to one .safetensors file (no pickle), all or nothing.
+
+        Raises
+        ------
+        OutputError
+            The file cannot be written.
+        """
+        tensors = {
+            f"{k}.{id}.{'index' if found.hard else 'plan'}": found.values
+            for k, part in enumerate(self.models)
+            for id, found in part.maps.items()
+        }
+        archive.write(path, KIND, _encode(self), tensors)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Alignment:
+        """Read an alignment that :meth:`save` wrote.
+
+        Raises
+        ------
+        CheckpointError
+            The file is missing, or is no alignment.
+        """
+        document, tensors = archive.read(path, KIND)
+        try:
+            return _decode(document, tensors)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise CheckpointError(
+                f"{path}: the alignment in it is damaged: {type(error).__name__}: {error}\n  what to do: save it again"
+            ) from error
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for programs: the axes, and for each model how well they are matched."""
+        return {
+            "target": self.target,
+            "method": self.method,
+            "axes": [
+                {"id": a.id, "name": a.name, "role": a.role, "size": a.size, "context": list(a.context)}
+                for a in self.axes
+            ],
+            "models": [
+                {
+                    "sizes": {a.name: part.sizes[a.id] for a in self.axes},
+                    "agreement": {a.name: part.agreement[a.id].to_json() for a in self.axes if a.id in part.agreement},
+                    "sweeps": part.sweeps,
+                }
+                for part in self.models
+            ],
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        lines = [f"alignment of {len(self.models)} models onto model {self.target}, by {self.method}"]
+        for k, part in enumerate(self.models):
+            if k == self.target:
+                continue
+            lines.append(f"model {k}:")
+            rows = [("axis", "size", "from", "agreement", "before", "moved"), *(self._row(a, part) for a in self.axes)]
+            widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+            lines += ["  " + "  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    __repr__ = __str__
+
+    @staticmethod
+    def _row(axis: Axis, part: Aligned) -> tuple[str, ...]:
+        found = part.agreement.get(axis.id)
+        sizes = (axis.name, str(axis.size), str(part.sizes[axis.id]))
+        if found is None:
+            return (*sizes, "-", "-", "-")
+        before = f"{found.before:.3f}" if found.before is not None else "-"
+        return (*sizes, f"{found.value:.3f}", before, f"{found.moved:.0%}")
+
+
+# ---------------------------------------------------------------- as a document
+
+
+def _encode(alignment: Alignment) -> dict[str, Any]:
+    return {
+        "target": alignment.target,
+        "method": alignment.method,
+        "axes": [[a.id, a.name, a.role, a.size, int(a.symmetry), list(a.context)] for a in alignment.axes],
+        "labels": [[x.name, list(x.shape), _dims_out(x.dims), list(x.consumed)] for x in alignment.labels.values()],
+        "aliases": dict(alignment.aliases),
+        "models": [
+            {
+                "sizes": [[id, size] for id, size in part.sizes.items()],
+                "maps": [[id, list(found.context), list(found.along)] for id, found in part.maps.items()],
+                "agreement": [[id, x.value, x.before, x.moved] for id, x in part.agreement.items()],
+                "sweeps": part.sweeps,
+            }
+            for part in alignment.models
+        ],
+        "notes": list(alignment.notes),
+    }
+
+
+def _decode(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Alignment:
+    labels = {
+        name: TensorLabel(name, tuple(shape), _layout_in(dims), tuple(consumed))
+        for name, shape, dims, consumed in document["labels"]
+    }
+    touches: dict[int, dict[Touch, None]] = {}
+    for label in labels.values():
+        for d, dim in enumerate(label.dims):
+            for leaf in walk_leaves(dim):
+                touches.setdefault(leaf.id, {})[Touch(label.name, d)] = None
+    return Alignment(
+        target=int(document["target"]),
+        method=str(document["method"]),
+        axes=tuple(
+            Axis(id, name, role, size, SymmetryClass(symmetry), tuple(context), tuple(touches.get(id, ())))
+            for id, name, role, size, symmetry, context in document["axes"]
+        ),
+        labels=labels,
+        aliases=dict(document["aliases"]),
+        models=tuple(_aligned(k, part, tensors) for k, part in enumerate(document["models"])),
+        notes=tuple(document["notes"]),
+    )
+
+
+def _aligned(k: int, part: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Aligned:
+    maps = {}
+    for id, context, along in part["maps"]:
+        index, plan = tensors.get(f"{k}.{id}.index"), tensors.get(f"{k}.{id}.plan")
+        maps[id] = AxisMap(id, tuple(context), tuple(along), plan, index)
+    return Aligned(
+        sizes=dict(part["sizes"]),
+        maps=maps,
+        agreement={id: Agreement(value, before, moved) for id, value, before, moved in part["agreement"]},
+        sweeps=int(part["sweeps"]),
+    )
+
+
+def _dims_out(dims: Layout) -> list[Any]:
+    return [_dim_out(dim) for dim in dims]
+
+
+def _dim_out(dim: Dim) -> list[Any]:
+    """A leaf is [id, size]; a sum {"sum": [dims]}; a case {"case": [[id, size, dim], ...]}."""
+    words: list[Any] = []
+    for factor in dim:
+        match factor:
+            case Leaf():
+                words.append([factor.id, factor.size])
+            case Sum():
+                words.append({"sum": [_dim_out(part) for part in factor.parts]})
+            case Case():
+                words.append({"case": [[key.id, key.size, _dim_out(branch)] for key, branch in factor.branches]})
+    return words
+
+
+def _layout_in(words: list[Any]) -> Layout:
+    return tuple(_dim_in(dim) for dim in words)
+
+
+def _dim_in(words: list[Any]) -> Dim:
+    def factor(word: Any) -> Factor:
+        if isinstance(word, list):
+            return Leaf(*word)
+        if "sum" in word:
+            return Sum(tuple(_dim_in(part) for part in word["sum"]))
+        return Case(tuple((Leaf(id, size), _dim_in(branch)) for id, size, branch in word["case"]))
+
+    return tuple(factor(word) for word in words)

@@ -1,0 +1,284 @@
+"""Align models of one architecture: from modules to maps, in four steps that can also be taken one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from graphfuse.aligned import Aligned, Alignment
+from graphfuse.capture import signature_of, state_of
+from graphfuse.config import FuseConfig, nearest
+from graphfuse.correspond import Correspondence, correspond
+from graphfuse.costs.activations import ActivationEvidence
+from graphfuse.costs.blend import BlendEvidence
+from graphfuse.costs.evidence import Evidence, Problem
+from graphfuse.costs.moments import Measure
+from graphfuse.costs.weights import WeightEvidence
+from graphfuse.errors import CheckpointError, ConfigError, CorrespondenceError, DataError
+from graphfuse.lockstep import Batch, Lockstep, Retrace, batches
+from graphfuse.maps import identity
+from graphfuse.roles import ROLES
+from graphfuse.rulebook import load_rules
+from graphfuse.symmetry import SymmetryGraph, trace
+from graphfuse.transport.coordinate import Solution, coordinate
+
+__all__ = ["Aligned", "Alignment", "Prepared", "Progress", "align", "match", "prepare"]
+
+Progress = Callable[[str, int, int], None]
+Config = FuseConfig | Mapping[str, Any] | str | Path | None
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Models that have been traced, related to each other and checked, with the data to be used."""
+
+    models: tuple[nn.Module, ...]
+    states: tuple[Mapping[str, Tensor], ...]
+    correspondence: Correspondence
+    lockstep: Lockstep
+    data: tuple[Batch, ...]
+    config: FuseConfig
+    method: Literal["weights", "activations", "blend"]
+
+
+def align(
+    models: Sequence[nn.Module],
+    args: tuple[Any, ...] | Tensor = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    data: Iterable[Any] | None = None,
+    config: Config = None,
+    rules: Iterable[Any] = (),
+    progress: Progress | None = None,
+) -> Alignment:
+    """Find, for each model, which of its units play the roles of the target's units.
+
+    Parameters
+    ----------
+    models : sequence of nn.Module
+        Two or more, of one architecture; hidden widths may differ. They are left as they are.
+    args, kwargs :
+        Example inputs, as the models take them. With data they are not needed: its first batch is used.
+    data : iterable of batches, optional
+        Unlabelled inputs. A batch is a tensor, a tuple (positional arguments) or a dict (keyword arguments).
+    config : FuseConfig, dict or path of a YAML file, optional
+    rules :
+        Further rule packs for tracing.
+    progress : callable, optional
+        Called with (stage, done, total).
+
+    Returns
+    -------
+    Alignment
+        ``print`` shows how well each axis is matched; ``apply`` moves a checkpoint, ``save`` and ``load`` keep it.
+
+    Raises
+    ------
+    CorrespondenceError
+        The models are not of one architecture.
+    DataError
+        There are fewer than two models, no inputs, or inputs that do not fit.
+    CheckpointError
+        A model holds values that are not finite.
+    ConfigError
+        A setting is unknown or cannot be used here.
+
+    Examples
+    --------
+    >>> a, b = (torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)) for _ in range(2))
+    >>> sorted(align([a, b], torch.zeros(1, 4)).apply(b.state_dict(), model=1))
+    ['0.bias', '0.weight', '2.bias', '2.weight']
+    """
+    return match(prepare(models, args, kwargs, data=data, config=config, rules=rules, progress=progress), progress)
+
+
+def prepare(
+    models: Sequence[nn.Module],
+    args: tuple[Any, ...] | Tensor = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    data: Iterable[Any] | None = None,
+    config: Config = None,
+    rules: Iterable[Any] = (),
+    progress: Progress | None = None,
+) -> Prepared:
+    """Everything that can go wrong with the inputs of :func:`align`, before anything is computed."""
+    settings = FuseConfig.parse(config)
+    models = _some(models, settings)
+    method = _method(settings, data is not None)
+    found = tuple(batches(data, settings.samples)) if data is not None else ()
+    args = (args,) if isinstance(args, Tensor) else tuple(args)
+    if found:
+        args, kwargs = found[0].args, found[0].kwargs
+    elif not args and not kwargs:
+        raise DataError("no example inputs.\n  what to do: pass args or kwargs as the models take them, or data")
+    states = tuple(state_of(model) for model in models)
+    for k, state in enumerate(states):
+        _check_finite(state, k)
+    retrace = _remembering(rules)
+    graphs = []
+    for k, model in enumerate(models):
+        graphs.append(retrace(model, args, kwargs or {}))
+        if progress is not None:
+            progress("trace", k + 1, len(models))
+    relation = correspond(graphs, settings.target)
+    _check_roles(settings, relation)
+    lockstep = Lockstep(models, relation, states, retrace)
+    return Prepared(models, states, relation, lockstep, found, settings, method)
+
+
+def match(prepared: Prepared, progress: Progress | None = None) -> Alignment:
+    """Solve the maps of every model onto the target."""
+    relation, config = prepared.correspondence, prepared.config
+    graph, target = relation.graph, relation.target
+    notes = [*relation.notes]
+    models: list[Aligned] = []
+    for k in range(len(prepared.models)):
+        if k == target:
+            models.append(Aligned(dict(relation.sizes[k])))
+            continue
+        problem = _problem(relation, config, k)
+        evidence = _evidence(prepared, problem, k, notes, progress)
+        found = coordinate(problem, evidence, config, _measure(config, prepared.method))
+        kept = {axis.id: identity(axis.id, axis.size) for axis in relation.free if axis.id not in problem.moving}
+        models.append(Aligned(dict(relation.sizes[k]), {**found.maps, **kept}, found.agreement, found.sweeps))
+        notes += _remarks(found, k, target)
+        if progress is not None:
+            progress("match", len(models), len(prepared.models))
+    return Alignment(
+        target=target,
+        method=prepared.method,
+        axes=relation.free,
+        labels=dict(graph.tensors),
+        aliases=dict(graph.captured.aliases),
+        models=tuple(models),
+        notes=tuple(dict.fromkeys([*notes, *prepared.lockstep.notes])),
+    )
+
+
+def _remembering(rules: Iterable[Any]) -> Retrace:
+    """``trace``, once for each model and shape of its inputs."""
+    book, known = load_rules(rules), dict[Any, SymmetryGraph]()
+
+    def retrace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> SymmetryGraph:
+        key = (id(model), signature_of(args, kwargs))
+        if key not in known:
+            known[key] = trace(model, args, kwargs, rules=book)
+        return known[key]
+
+    return retrace
+
+
+# ---------------------------------------------------------------------- steps
+
+
+def _problem(relation: Correspondence, config: FuseConfig, k: int) -> Problem:
+    """The axes to be matched: those free in both models, less those that the config keeps as they are."""
+    axes = []
+    for axis in relation.free:
+        if config.for_axis(axis.name, axis.role).align:
+            axes.append(axis)
+        elif relation.sizes[k][axis.id] != axis.size:
+            raise ConfigError(
+                f"config: roles: {axis.name} is not to be aligned, but its size is {axis.size} in model "
+                f"{relation.target} and {relation.sizes[k][axis.id]} in model {k}.\n"
+                "  what to do: align it; only axes of equal size can be kept as they are"
+            )
+    return Problem(tuple(axes), relation.sizes[relation.target], relation.sizes[k])
+
+
+def _evidence(prepared: Prepared, problem: Problem, k: int, notes: list[str], progress: Progress | None) -> Evidence:
+    relation, target = prepared.correspondence, prepared.correspondence.target
+    graph = relation.graph
+    parameters = {slot.name for slot in graph.captured.inputs if slot.kind == "parameter"}
+    labels = [label for name, label in graph.tensors.items() if name in parameters]
+    weights = WeightEvidence(problem, labels, prepared.states[target], prepared.states[k])
+    if prepared.method == "weights":
+        return weights
+    if not relation.nodes[k]:
+        raise CorrespondenceError(
+            f"models {target} and {k} have the same parameters but run other ops, so their activations cannot be "
+            "compared.\n  what to do: use method weights"
+        )
+    pair = _pair(prepared.lockstep, target, k, notes)
+    activations = ActivationEvidence(problem, pair, prepared.data, weights, progress)
+    share = prepared.config.blend
+    return BlendEvidence(activations, weights, share) if prepared.method == "blend" else activations
+
+
+def _pair(lockstep: Lockstep, target: int, k: int, notes: list[str]) -> Lockstep:
+    """The lockstep of the target and one other model."""
+    relation = lockstep.correspondence
+    states = lockstep.states or [state_of(model) for model in lockstep.models]
+    return Lockstep(
+        [lockstep.models[target], lockstep.models[k]],
+        correspond([relation.graphs[target], relation.graphs[k]], 0),
+        [states[target], states[k]],
+        lockstep.retrace,
+        notes,
+    )
+
+
+def _measure(config: FuseConfig, method: str) -> Measure:
+    if config.metric == "auto":
+        return "squared" if method == "weights" else "correlation"
+    return config.metric
+
+
+def _remarks(found: Solution, k: int, target: int) -> list[str]:
+    """What a person should know about a matching."""
+    quality = [entry for entry in found.agreement.values() if entry.before is not None]
+    if quality and max(entry.moved for entry in quality) < 0.05 and min(entry.value for entry in quality) > 0.5:
+        return [
+            f"model {k} is already aligned with model {target}: nearly every unit is matched with that of its index"
+        ]
+    return []
+
+
+# --------------------------------------------------------------------- checks
+
+
+def _some(models: Sequence[nn.Module], config: FuseConfig) -> tuple[nn.Module, ...]:
+    models = tuple(models)
+    if len(models) < 2:
+        raise DataError(f"expected two or more models, got {len(models)}")
+    for k, model in enumerate(models):
+        if not isinstance(model, nn.Module):
+            raise DataError(f"model {k} is no torch.nn.Module but a {type(model).__name__}")
+    if config.target >= len(models):
+        raise ConfigError(f"config: target: there is no model {config.target}; the {len(models)} models count from 0")
+    if config.weights is not None and len(config.weights) != len(models):
+        raise ConfigError(f"config: weights: expected one for each of {len(models)} models, got {len(config.weights)}")
+    return models
+
+
+def _method(config: FuseConfig, has_data: bool) -> Literal["weights", "activations", "blend"]:
+    if config.method == "auto":
+        return "activations" if has_data else "weights"
+    if config.method != "weights" and not has_data:
+        raise DataError(
+            f"method {config.method} compares activations, but there is no data.\n"
+            "  what to do: pass data, or use method weights"
+        )
+    return config.method
+
+
+def _check_finite(state: Mapping[str, Tensor], k: int) -> None:
+    bad = [name for name, x in state.items() if x.is_floating_point() and not bool(torch.isfinite(x).all())]
+    if bad:
+        raise CheckpointError(
+            f"model {k} has values that are not finite, in {len(bad)} of {len(state)} tensors: {', '.join(bad[:3])}.\n"
+            "  what to do: use a checkpoint without NaN or infinite values"
+        )
+
+
+def _check_roles(config: FuseConfig, relation: Correspondence) -> None:
+    valid = [*ROLES, *(axis.name for axis in relation.free)]
+    for key in config.roles:
+        if key not in valid:
+            raise ConfigError(f"config: roles: no role or axis {key!r}; {nearest(key, valid)}")

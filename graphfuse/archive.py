@@ -1,0 +1,72 @@
+"""One file of tensors and a JSON document, without pickle: a safetensors file with the document in its metadata."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from graphfuse.errors import CheckpointError, OutputError
+
+VERSION = 1
+
+
+def write(path: str | os.PathLike[str], kind: str, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write a document and its tensors, all or nothing.
+
+    Raises
+    ------
+    OutputError
+        The file cannot be written there; nothing is left behind.
+    """
+    target = Path(path)
+    metadata = {"format": f"graphfuse.{kind}", "version": str(VERSION), "document": json.dumps(document)}
+    found = None
+    try:
+        handle, found = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        os.close(handle)
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, found, metadata)
+        os.replace(found, target)
+    except (OSError, SafetensorError) as error:
+        if found is not None:
+            Path(found).unlink(missing_ok=True)
+        raise OutputError(
+            f"cannot write {target}: {error}\n  what to do: name a file in a directory that exists and may be written"
+        ) from error
+
+
+def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The document and the tensors of a file of this kind.
+
+    Raises
+    ------
+    CheckpointError
+        There is no such file, or it is of another kind or version.
+    """
+    wanted = f"a graphfuse {kind} (written by its save method)"
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}\n  expected: {wanted}") from error
+    if metadata.get("format") != f"graphfuse.{kind}":
+        raise CheckpointError(
+            f"{path}: is not {wanted}.\n  got: a safetensors file of format {metadata.get('format', 'unknown')!r}"
+        )
+    if metadata.get("version") != str(VERSION):
+        raise CheckpointError(
+            f"{path}: has version {metadata.get('version')}, this graphfuse reads version {VERSION}.\n"
+            "  what to do: make the file again with this version"
+        )
+    try:
+        return json.loads(metadata["document"]), tensors
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: its document is damaged: {error}\n  expected: {wanted}") from error

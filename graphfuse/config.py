@@ -1,0 +1,189 @@
+"""Settings of an alignment and a fusion, checked when they are read.
+
+A config is a :class:`FuseConfig`, a dict, a YAML file, or None for the defaults; :meth:`FuseConfig.parse` takes any of
+them. An unknown key or a bad value raises :class:`~graphfuse.errors.ConfigError` with the nearest valid key.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from graphfuse.errors import ConfigError
+
+Method = Literal["auto", "weights", "activations", "blend"]
+Solver = Literal["assignment", "emd", "sinkhorn"]
+Metric = Literal["auto", "correlation", "cosine", "euclidean", "squared"]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class RoleConfig(_Settings):
+    """How the axes of one role (``residual``, ``heads``, ...) or one axis (``residual.0``) are treated."""
+
+    align: bool = Field(True, description="Whether these axes are matched; if not, unit i is paired with unit i.")
+    solver: Solver | None = Field(None, description="Solver for these axes; by default that of the whole config.")
+    regularization: float | None = Field(
+        None, gt=0, description="Entropic regularisation for these axes; by default that of the whole config."
+    )
+
+
+class CalibrateConfig(_Settings):
+    """What is done with unlabelled inputs after the weights have been averaged."""
+
+    batch_norm: bool = Field(True, description="Re-estimate the statistics of batch norms.")
+    least_squares: bool = Field(
+        True, description="Re-solve each linear and convolution towards the mean of the aligned parents' outputs."
+    )
+    ridge: float = Field(
+        1e-4, gt=0, description="Pull towards the averaged weight, relative to the Gram matrix's mean diagonal."
+    )
+    holdout: float = Field(
+        0.2, ge=0, lt=1, description="Share of the inputs kept aside to decide whether the calibration is kept."
+    )
+    drift: bool = Field(
+        True, description="Where a layer's output is added to a skip, let it also make up for what the skip is off by."
+    )
+    sensitivity: float = Field(
+        0.5, ge=0, le=1,
+        description="How much a row counts in the least squares: the squared gradient of the target model's outputs, "
+        "to this power. 0: all rows count the same, and no gradient is computed.",
+    )  # fmt: skip
+
+
+class FuseConfig(_Settings):
+    """All settings of an alignment and a fusion."""
+
+    method: Method = Field(
+        "auto",
+        description="What units are compared by: their weights, their activations on data, or both (blend). "
+        "auto: activations when data is given, else weights.",
+    )
+    solver: Solver = Field(
+        "assignment",
+        description="assignment: one to one (exact optimal transport where the widths differ); emd: exact optimal "
+        "transport; sinkhorn: entropic optimal transport in the log domain.",
+    )
+    regularization: float = Field(
+        0.05, gt=0, description="Entropic regularisation, relative to the range of the costs of each problem."
+    )
+    metric: Metric = Field(
+        "auto",
+        description="How two units are compared. auto: correlation for activations, squared distance for weights.",
+    )
+    blend: float = Field(
+        0.5, ge=0, le=1, description="Share of the activations in method blend; the rest are the weights."
+    )
+    sweeps: int = Field(20, ge=1, description="Upper bound of sweeps over the axes when matching by weights.")
+    anneal: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (0.1, 0.05, 0.02, 0.01),
+        description="Entropic regularisation of the first sweeps when matching by weights, one for each; they keep "
+        "early mistakes from being locked in. Empty: none.",
+    )
+    tolerance: float = Field(
+        1e-6, ge=0, description="A sweep that raises the objective by less than this share is the last one."
+    )
+    target: int = Field(0, ge=0, description="Index of the model whose width and structure the result has.")
+    weights: tuple[Annotated[float, Field(ge=0)], ...] | None = Field(
+        None, description="One weight for each model in the average; by default all equal. They are scaled to sum to 1."
+    )
+    samples: int = Field(
+        512, ge=1, description="Inputs of the data that are used: whole batches until at least this many are seen."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the order in which axes are visited.")
+    roles: dict[str, RoleConfig] = Field(
+        default_factory=dict, description="Settings for single roles (residual, heads, hidden, ...) or axes (heads.0)."
+    )
+    calibrate: CalibrateConfig = Field(
+        default_factory=lambda: CalibrateConfig.model_validate({}), description="What is done after averaging."
+    )
+
+    @model_validator(mode="after")
+    def _weights_are_usable(self) -> Self:
+        if self.weights is not None and not sum(self.weights) > 0:
+            raise ValueError("weights must not all be zero")
+        return self
+
+    @classmethod
+    def parse(cls, value: FuseConfig | Mapping[str, Any] | str | Path | None = None) -> FuseConfig:
+        """A config from a dict, a YAML file, another config, or None (the defaults).
+
+        Raises
+        ------
+        ConfigError
+            The file cannot be read, a key is unknown (with the nearest valid key), or a value is not allowed.
+
+        Examples
+        --------
+        >>> FuseConfig.parse({"solver": "sinkhorn"}).regularization
+        0.05
+        """
+        if isinstance(value, FuseConfig):
+            return value
+        where = "config"
+        if isinstance(value, str | Path):
+            where = f"config {value}"
+            value = _read(Path(value))
+        if value is None:
+            value = {}
+        if not isinstance(value, Mapping):
+            raise ConfigError(
+                f"{where}: expected a mapping of settings, got {type(value).__name__}.\n"
+                "  what to do: pass a dict, a FuseConfig or the path of a YAML file"
+            )
+        try:
+            return cls.model_validate(dict(value))
+        except ValidationError as error:
+            raise ConfigError("\n".join(_explain(where, detail) for detail in error.errors())) from None
+
+    def for_axis(self, name: str, role: str) -> RoleConfig:
+        """Settings of one axis: those given under its name, else under its role, else the defaults."""
+        given = self.roles.get(name) or self.roles.get(role) or RoleConfig.model_validate({})
+        return RoleConfig(
+            align=given.align,
+            solver=given.solver or self.solver,
+            regularization=given.regularization or self.regularization,
+        )
+
+
+def nearest(word: str, valid: list[str]) -> str:
+    """A hint that names the valid word nearest to the given one, or all of them."""
+    ends = [key for key in valid if key.split(".")[-1] == word]
+    close = ends or difflib.get_close_matches(word, valid, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(sorted(valid))}"
+
+
+def _read(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {path}: cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config {path}: is not valid YAML: {error}") from error
+
+
+def _explain(where: str, detail: ErrorDetails) -> str:
+    path = [str(part) for part in detail["loc"]]
+    shown = ".".join(path) or "the whole"
+    if detail["type"] == "extra_forbidden":
+        return f"{where}: unknown key {shown!r}; {nearest(path[-1], _keys(path[:-1]))}"
+    reason = detail["msg"].removeprefix("Value error, ")
+    return f"{where}: {shown}: {reason[:1].lower() + reason[1:]}, got {detail['input']!r}"
+
+
+_SECTIONS: dict[str, type[_Settings]] = {"roles": RoleConfig, "calibrate": CalibrateConfig}
+
+
+def _keys(path: list[str]) -> list[str]:
+    """Valid keys of the section that a path leads to; at the top also those of the sections, by their whole path."""
+    if path:
+        return list(_SECTIONS[path[0]].model_fields)
+    return [*FuseConfig.model_fields, *(f"calibrate.{key}" for key in CalibrateConfig.model_fields)]

@@ -1,0 +1,196 @@
+"""Run several captured models of one architecture on the same inputs, node by node, side by side.
+
+Captured graphs have fixed shapes. A batch of another shape than the examples gets graphs of its own, traced once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphfuse.axes import Layout
+from graphfuse.capture import signature_of, state_of
+from graphfuse.correspond import Correspondence, correspond, node_layouts
+from graphfuse.errors import DataError, GraphFuseError
+from graphfuse.symmetry import SymmetryGraph, trace
+
+Retrace = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], SymmetryGraph]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Inputs of one run, as ``model(*args, **kwargs)`` takes them."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @property
+    def count(self) -> int:
+        """Number of inputs: the length of the first tensor's first dim."""
+        for value in torch.utils._pytree.tree_leaves((self.args, dict(self.kwargs))):
+            if isinstance(value, Tensor) and value.dim():
+                return value.shape[0]
+        return 1
+
+
+def batches(data: Iterable[Any], samples: int) -> list[Batch]:
+    """Whole batches of the data, until at least this many inputs are seen.
+
+    A batch is a tensor or a tuple or list (positional arguments), or a mapping (keyword arguments). A single tensor in
+    place of an iterable is one batch.
+
+    Raises
+    ------
+    DataError
+        The data yields nothing, or something that is no batch.
+    """
+    if isinstance(data, Tensor | Mapping):
+        data = [data]
+    found: list[Batch] = []
+    seen = 0
+    for item in data:
+        batch = as_batch(item)
+        if batch.count == 0:
+            continue
+        found.append(batch)
+        seen += batch.count
+        if seen >= samples:
+            break
+    if not found:
+        raise DataError(
+            "the data yields no batch.\n  got: an empty iterable\n  expected: batches of inputs\n"
+            "  what to do: pass a list or a data loader; an iterator that was used up is empty the second time"
+        )
+    return found
+
+
+def as_batch(item: Any) -> Batch:
+    """One batch as positional and keyword arguments; DataError when it is no batch."""
+    match item:
+        case Tensor():
+            return Batch((item,), {})
+        case Mapping() if all(isinstance(key, str) for key in item):
+            return Batch((), dict(item))
+        case tuple() | list():
+            return Batch(tuple(item), {})
+    raise DataError(
+        f"a batch of type {type(item).__name__} cannot be given to the model.\n"
+        "  expected: a tensor, a tuple of positional arguments, or a dict of keyword arguments"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """What all models have at one node: values, and the axis sizes (by the target's axis numbers) that they have.
+
+    ``dims`` is the node's label in the target's graph; a node with several outputs gives one moment for each.
+    """
+
+    node: str
+    dims: Layout
+    values: tuple[Tensor, ...]
+    sizes: tuple[Mapping[int, int], ...]
+
+
+@dataclass(eq=False)
+class Lockstep:
+    """Runs corresponding models side by side.
+
+    Parameters
+    ----------
+    models : sequence of nn.Module
+        In the order of ``correspondence.graphs``.
+    correspondence : Correspondence
+        Of the graphs of these models on the example inputs.
+    states : sequence of mappings, optional
+        Weights to run with instead of the models' own.
+    retrace : callable
+        ``(model, args, kwargs) -> SymmetryGraph``, for batches of another shape.
+    """
+
+    models: Sequence[nn.Module]
+    correspondence: Correspondence
+    states: Sequence[Mapping[str, Tensor]] | None = None
+    retrace: Retrace = trace
+    notes: list[str] = field(default_factory=list)
+    _known: dict[Any, tuple[Correspondence, Correspondence] | None] = field(default_factory=dict)
+
+    @cached_property
+    def layouts(self) -> Mapping[str, tuple[Layout | None, ...]]:
+        """The labels of all nodes of the target's graph."""
+        return node_layouts(self.correspondence.graph)
+
+    def run(self, batch: Batch, wanted: Collection[str]) -> Iterator[Moment]:
+        """Values of the wanted nodes (names of the target's graph), in order.
+
+        A batch that the models cannot be traced on is left out with a note, unless it is the first.
+        """
+        found = self.graphs(batch)
+        if found is None:
+            return
+        graphs, names = found
+        states = self.states if self.states is not None else [state_of(model) for model in self.models]
+        runs = [
+            graph.captured.steps(graph.captured.bind(state, batch.args, batch.kwargs))
+            for graph, state in zip(graphs.graphs, states, strict=True)
+        ]
+        places = [names.nodes[1 + k] for k in range(len(runs))]
+        order = self._order(wanted)
+        common = [name for name in order if all(name in place for place in places)]
+        if len(common) < len(order):
+            self._remark(f"{len(order) - len(common)} of {len(order)} nodes were not looked at for batches of "
+                         f"{batch.count}: their labels are not those of the first batch")  # fmt: skip
+        with torch.no_grad():
+            for name in common:
+                values = [_advance(steps, place[name]) for steps, place in zip(runs, places, strict=True)]
+                yield from self._moments(name, values, names)
+
+    def _remark(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def _order(self, wanted: Collection[str]) -> list[str]:
+        nodes = self.correspondence.graph.captured.graph.nodes
+        return [node.name for node in nodes if node.name in wanted and node.op == "call_function"]
+
+    def _moments(self, name: str, values: Sequence[Any], names: Correspondence) -> Iterator[Moment]:
+        for i, dims in enumerate(self.layouts[name]):
+            parts = tuple(value[i] if isinstance(value, tuple | list) else value for value in values)
+            if dims is not None and all(isinstance(part, Tensor) for part in parts):
+                yield Moment(name, dims, parts, names.sizes[1:])
+
+    def graphs(self, batch: Batch) -> tuple[Correspondence, Correspondence] | None:
+        """Graphs that fit a batch, related to each other and to the graphs of the examples."""
+        key = signature_of(batch.args, batch.kwargs)
+        if key not in self._known:
+            try:
+                self._known[key] = self._fit(batch)
+            except GraphFuseError as error:
+                if not any(self._known.values()):
+                    raise
+                self._known[key] = None
+                self.notes.append(f"a batch of another shape was left out, as it cannot be traced: {error}")
+        return self._known[key]
+
+    def _fit(self, batch: Batch) -> tuple[Correspondence, Correspondence]:
+        reference = self.correspondence
+        key = signature_of(batch.args, batch.kwargs)
+        if all(graph.captured.signature == key for graph in reference.graphs):
+            fitting = reference
+        else:
+            graphs = [self.retrace(model, batch.args, batch.kwargs) for model in self.models]
+            fitting = correspond(graphs, reference.target)
+        return fitting, correspond([reference.graph, *fitting.graphs], 0)
+
+
+def _advance(steps: Iterator[tuple[Any, Any]], name: str) -> Any:
+    """Run on to a node and return its value."""
+    for node, value in steps:
+        if node.name == name:
+            return value
+    raise DataError(f"the captured graph has no node {name!r} after those already run")

@@ -1,0 +1,132 @@
+"""A coupling along one axis between the target model A and another model B, or a family of them along its context.
+
+One coupling T serves both sides of a layer, normalised in two ways (they agree for a permutation):
+
+- ``rows``, R = diag(1/mu) T, for dims that are written (a layer's outputs, biases, gains, statistics): each A-unit is a
+  convex combination of B-units;
+- ``columns``, C = T diag(1/nu), for dims that are contracted away (a layer's inputs): each B-unit's outgoing weight is
+  shared out in full.
+
+So duplicating or merging equal units keeps the function. Source: Imfeld et al., Transformer Fusion with Optimal
+Transport (arXiv 2310.05719), section 4, has one normalisation for both sides, which is right only for equal widths;
+the two here generalise Net2Net (arXiv 1511.05641), section 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class AxisMap:
+    """How the units of B along one axis correspond to those of A.
+
+    Either ``index`` (a permutation: the B-unit of each A-unit) or ``plan`` (a coupling of mass 1) is given. Both start
+    with the same leading dims, one member of the family for each entry:
+
+    - one for each axis of ``along``: fixed axes along which the map may differ, the same index in A and B;
+    - one for each axis of ``context``, indexed in A, then one for each, indexed in B: free axes along which it may
+      differ, so that there is a member for each pair, say (head of A, head of B).
+
+    ``index`` goes on with (n_A,), ``plan`` with (n_A, n_B).
+    """
+
+    axis: int
+    context: tuple[int, ...] = ()
+    along: tuple[int, ...] = ()
+    plan: Tensor | None = None
+    index: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if (self.plan is None) == (self.index is None):
+            raise ValueError("an axis map has either a plan or an index")
+        lead = len(self.along) + 2 * len(self.context)
+        values, units = (self.index, 1) if self.index is not None else (self.plan, 2)
+        if values is not None and values.dim() != lead + units:
+            raise ValueError(
+                f"axis {self.axis}: a map of {values.dim()} dims, expected {lead + units}: one for each of along "
+                f"{self.along}, two for each of context {self.context}, {units} for the units"
+            )
+
+    @property
+    def hard(self) -> bool:
+        """Whether the map is a permutation in index form."""
+        return self.index is not None
+
+    @property
+    def values(self) -> Tensor:
+        """The index or the plan, whichever is there."""
+        found = self.index if self.index is not None else self.plan
+        assert found is not None
+        return found
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """Shape of the family."""
+        return tuple(self.values.shape[: len(self.along) + 2 * len(self.context)])
+
+    def coupling(self) -> Tensor:
+        """The plan, shape (\\*lead, n_A, n_B): non-negative, of total mass 1."""
+        if self.index is not None:
+            return _one_hot(self.index, torch.float32) / self.index.shape[-1]
+        assert self.plan is not None
+        return self.plan
+
+    def rows(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """R = diag(1/mu) T, shape (\\*lead, n_A, n_B): for dims that are written."""
+        if self.index is not None:
+            return _one_hot(self.index, dtype)
+        plan = self.coupling().to(dtype)
+        return plan / _nonzero(plan.sum(-1, keepdim=True))
+
+    def columns(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """C = T diag(1/nu), shape (\\*lead, n_A, n_B): for dims that are contracted away."""
+        if self.index is not None:
+            return _one_hot(self.index, dtype)
+        plan = self.coupling().to(dtype)
+        return plan / _nonzero(plan.sum(-2, keepdim=True))
+
+    def to(self, device: torch.device | str) -> AxisMap:
+        """The same map on another device."""
+        values = self.values.to(device)
+        return replace(self, index=values) if self.hard else replace(self, plan=values)
+
+
+Maps = Mapping[int, AxisMap]
+"""Axis number of the target -> its map; an axis without one keeps its order."""
+
+
+def identity(
+    axis: int, size: int, lead: Sequence[int] = (), context: Sequence[int] = (), along: Sequence[int] = ()
+) -> AxisMap:
+    """Unit i of A is unit i of B, in every context."""
+    index = torch.arange(size).expand(*lead, size)
+    return AxisMap(axis, tuple(context), tuple(along), index=index)
+
+
+def proportional(
+    axis: int, n: int, m: int, lead: Sequence[int] = (), context: Sequence[int] = (), along: Sequence[int] = ()
+) -> AxisMap:
+    """The coupling of uniform marginals that keeps the order; the identity when the sizes are equal."""
+    if n == m:
+        return identity(axis, n, lead, context, along)
+    edges_a = torch.arange(n + 1, dtype=torch.float64) / n
+    edges_b = torch.arange(m + 1, dtype=torch.float64) / m
+    low = torch.maximum(edges_a[:-1, None], edges_b[None, :-1])
+    high = torch.minimum(edges_a[1:, None], edges_b[None, 1:])
+    plan = (high - low).clamp(min=0).float()
+    return AxisMap(axis, tuple(context), tuple(along), plan=plan.expand(*lead, n, m))
+
+
+def _one_hot(index: Tensor, dtype: torch.dtype) -> Tensor:
+    n = index.shape[-1]
+    return torch.zeros(*index.shape, n, dtype=dtype, device=index.device).scatter_(-1, index.unsqueeze(-1), 1)
+
+
+def _nonzero(mass: Tensor) -> Tensor:
+    """Marginals to divide by; a unit without mass maps to zero."""
+    return torch.where(mass > 0, mass, 1.0)
