@@ -75,8 +75,9 @@ class Alignment:
         result = {}
         for name, tensor in state.items():
             label = self.labels.get(self.aliases.get(name, name))
-            moves = label is not None and part.maps
-            result[name] = transform(tensor, label.dims, label.consumed, part.maps, part.sizes) if moves else tensor
+            if label is not None and part.maps:
+                tensor = transform(tensor, label.dims, label.consumed, part.maps, part.sizes)
+            result[name] = tensor
         return result
 
     def _expect(self, state: Mapping[str, Tensor], part: Aligned, model: int) -> None:

@@ -114,17 +114,10 @@ def slots_of(cell: Cell, consumed: Sequence[bool], maps: Maps) -> list[Slot]:
             slots.append(Slot(position, None, side))
             continue
         found = _without_missing(found, cell)
-        along = tuple(partner(cell, position, key) for key in found.along)
-        context = tuple(partner(cell, position, key) for key in found.context)
+        along = tuple(cell.along(position, key) for key in found.along)
+        context = tuple(cell.along(position, key) for key in found.context)
         slots.append(Slot(position, found, side, along, context))
     return slots
-
-
-def partner(cell: Cell, position: int, axis: int) -> int:
-    """Where in a cell an axis stands that another one depends on: of several, the one in the same tensor dimension."""
-    places = [p for p, other in enumerate(cell.axes) if other == axis]
-    same = [p for p in places if cell.origin[p] == cell.origin[position]]
-    return (same or places)[0]
 
 
 def _without_missing(found: AxisMap, cell: Cell) -> AxisMap:

@@ -199,7 +199,7 @@ def _same_fixed_sizes(a: SymmetryGraph, b: SymmetryGraph, match: _Match, moving:
                         f"dim {d} of {name!r} differs along an axis that cannot be matched ({_axis(a, one)}).\n"
                         f"  model {i}: {mine.shape}\n  model {k}: {b.tensors[name].shape}\n"
                         f"  why: {_why(a, one) or _why(b, two)}\n"
-                        "  what to do: only free axes (hidden widths) may differ; inputs, outputs and positions must agree"
+                        "  what to do: only hidden widths may differ; inputs, outputs and positions must agree"
                     )
 
 

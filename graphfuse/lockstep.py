@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from graphfuse.axes import Layout
 from graphfuse.capture import signature_of, state_of
@@ -32,7 +33,7 @@ class Batch:
     @property
     def count(self) -> int:
         """Number of inputs: the length of the first tensor's first dim."""
-        for value in torch.utils._pytree.tree_leaves((self.args, dict(self.kwargs))):
+        for value in pytree.tree_leaves((self.args, dict(self.kwargs))):
             if isinstance(value, Tensor) and value.dim():
                 return value.shape[0]
         return 1

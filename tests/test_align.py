@@ -1,0 +1,311 @@
+"""Alignments: planted permutations come back, functions are kept, files round-trip, and errors say what is wrong."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import assert_same, randomise
+from models import MLP, Decoder, DenseExperts, Encoder, GroupedDecoder, Recurrent, ResNet, TopExperts, UNet, ids, images
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from graphfuse.alignment import Alignment, align
+from graphfuse.capture import state_of
+from graphfuse.errors import (
+    CheckpointError,
+    ConfigError,
+    CorrespondenceError,
+    DataError,
+    GraphFuseError,
+    OutputError,
+)
+from graphfuse.permutations import permuted, sample
+from graphfuse.symmetry import trace
+
+
+class Mixer(nn.Module):
+    """Mixes positions and channels in turn: one activation has two axes that move and depend on nothing."""
+
+    def __init__(self, channels: int = 10, places: int = 6) -> None:
+        super().__init__()
+        self.embed, self.norm1, self.norm2 = nn.Linear(5, channels), nn.LayerNorm(channels), nn.LayerNorm(channels)
+        self.over, self.back = nn.Linear(places, 9), nn.Linear(9, places)
+        self.up, self.down, self.head = nn.Linear(channels, 14), nn.Linear(14, channels), nn.Linear(channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        x = x + self.back(torch.relu(self.over(self.norm1(x).transpose(1, 2)))).transpose(1, 2)
+        x = x + self.down(torch.relu(self.up(self.norm2(x))))
+        return self.head(x.mean(1))
+
+
+ZOO: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
+    "mlp": (MLP, lambda: torch.randn(32, 5)),
+    "resnet": (lambda: ResNet((6, 7)), lambda: images(16)),
+    "decoder": (lambda: Decoder(depth=1), lambda: ids(16, vocabulary=31)),
+    "encoder": (lambda: Encoder(depth=1), lambda: ids(16, vocabulary=31)),
+    "grouped": (lambda: GroupedDecoder(depth=1), lambda: ids(16, vocabulary=31)),
+    "experts": (DenseExperts, lambda: torch.randn(32, 5)),
+    "chosen experts": (TopExperts, lambda: torch.randn(32, 5)),
+    "lstm": (Recurrent, lambda: ids(16)),
+    "unet": (UNet, lambda: images(8)),
+    "mixer": (Mixer, lambda: torch.randn(16, 6, 5)),
+}
+
+
+def scaled(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Random weights of a size that keeps activations moderate."""
+    randomise(model, seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(parameter[0].numel() ** -0.5)
+    return model
+
+
+def planted(model: nn.Module, x: Tensor, seed: int = 1) -> nn.Module:
+    """A copy of the model with every free axis permuted at random, nested ones differently in each context."""
+    graph = trace(model, (x,))
+    maps = sample(graph, torch.Generator().manual_seed(seed))
+    other = copy.deepcopy(model)
+    other.load_state_dict(permuted(graph, state_of(model), maps), strict=False)
+    return other
+
+
+@pytest.mark.parametrize("method", ["weights", "activations"])
+@pytest.mark.parametrize("name", ZOO)
+def test_a_planted_permutation_is_recovered(name: str, method: str) -> None:
+    build, inputs = ZOO[name]
+    model, x = scaled(build()), inputs()
+    other = planted(model, x)
+    found = align([model, other], (x,), data=[x], config={"method": method})
+    expected = state_of(model)
+    moved = [key for key, value in state_of(other).items() if not torch.equal(value, expected[key])]
+    assert moved
+    assert_same(found.apply(state_of(other), 1), dict(expected), 0)
+    for axis in found.axes:
+        assert found.models[1].agreement[axis.id].value == pytest.approx(1, abs=1e-3), axis.name
+
+
+def test_blending_and_other_solvers_recover_it_too() -> None:
+    model, x = scaled(DenseExperts()), torch.randn(64, 5)
+    other = planted(model, x)
+    for config in ({"method": "blend"}, {"solver": "emd"}, {"solver": "sinkhorn", "regularization": 0.002}):
+        state = align([model, other], data=[x], config=config).apply(state_of(other), 1)
+        for name, value in state_of(model).items():
+            assert_close(state[name], value, rtol=0, atol=2e-2)
+
+
+def test_each_of_three_models_is_aligned_onto_the_target() -> None:
+    model, x = scaled(MLP()), torch.randn(32, 5)
+    models = [planted(model, x, 1), planted(model, x, 2), model]
+    found = align(models, (x,), config={"target": 2})
+    for k in range(2):
+        assert_same(found.apply(models[k].state_dict(), k), dict(model.state_dict()), 0)
+    assert_same(found.apply(model.state_dict(), 2), dict(model.state_dict()), 0)
+
+
+# -------------------------------------------------------------- different widths
+
+
+def widened(model: nn.Module) -> nn.Module:
+    """Net2Net: every hidden unit twice, its outgoing weight halved; the same function."""
+    state = model.state_dict()
+    for name in ("2.weight", "4.weight"):
+        state[name] = state[name].repeat(1, 2) / 2
+    for name in ("0.weight", "0.bias", "2.weight", "2.bias"):
+        state[name] = state[name].repeat(2, *([1] * (state[name].dim() - 1)))
+    wide = MLP((5, 22, 14, 3))
+    wide.load_state_dict(state)
+    return wide.eval()
+
+
+@pytest.mark.parametrize("method", ["weights", "activations"])
+def test_a_model_and_its_widened_self_have_one_function_in_either_width(method: str) -> None:
+    narrow, x = scaled(MLP()), torch.randn(64, 5)
+    wide = planted(widened(narrow), x)
+    for models in ([narrow, wide], [wide, narrow]):
+        found = align(models, data=[x], config={"method": method})
+        state = found.apply(models[1].state_dict(), 1)
+        assert {key: value.shape for key, value in state.items()} == {
+            key: value.shape for key, value in models[0].state_dict().items()
+        }
+        result = torch.func.functional_call(models[0], state, (x,))
+        assert_close(result, narrow(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["weights", "activations", "blend"])
+def test_models_of_other_widths_and_heads_are_mapped_to_the_targets_shapes(method: str) -> None:
+    models = [scaled(Decoder(24, 4, 1, 40), 1), scaled(Decoder(18, 3, 1, 30), 2)]
+    found = align(models, data=[ids(8, vocabulary=31)], config={"method": method})
+    state = found.apply(models[1].state_dict(), 1)
+    models[0].load_state_dict(state)
+    assert all(entry.before is None for entry in found.models[1].agreement.values())
+
+
+# ---------------------------------------------------------------------- config
+
+
+def test_the_same_seed_gives_the_same_maps() -> None:
+    models = [scaled(ResNet((6, 7)), seed) for seed in (1, 2)]
+    x = images(8)
+    for config in ({"method": "weights", "seed": 3}, {"method": "activations"}):
+        first, second = (align(models, data=[x], config=config) for _ in range(2))
+        for id, found in first.models[1].maps.items():
+            assert torch.equal(found.values, second.models[1].maps[id].values)
+
+
+def test_roles_that_are_not_aligned_keep_their_order() -> None:
+    model, x = scaled(Decoder(depth=1)), ids(16, vocabulary=31)
+    other = planted(model, x)
+    found = align([model, other], data=[x], config={"roles": {"hidden": {"align": False}, "heads.0": {"align": False}}})
+    by_name = {axis.name: found.models[1].maps[axis.id] for axis in found.axes}
+    for name in ("hidden.0", "heads.0"):
+        values = by_name[name].values
+        assert torch.equal(values, torch.arange(len(values)))
+    units = by_name["head_dim_vo.0"]
+    assert (units.context, units.lead) == ((), (4,))
+    assert not torch.equal(by_name["residual.0"].values, torch.arange(24))
+
+
+def test_metrics_and_solvers_are_obeyed() -> None:
+    models, x = [scaled(MLP(), seed) for seed in (1, 2)], torch.randn(64, 5)
+    maps = {}
+    for metric in ("correlation", "cosine", "euclidean", "squared"):
+        found = align(models, data=[x], config={"solver": "sinkhorn", "metric": metric})
+        maps[metric] = found.models[1].maps[found.axes[0].id].coupling()
+    for metric, plan in maps.items():
+        assert all(not torch.equal(plan, other) for name, other in maps.items() if name != metric)
+    soft = align(models, data=[x], config={"roles": {"hidden.1": {"solver": "sinkhorn"}}})
+    assert [soft.models[1].maps[axis.id].hard for axis in soft.axes] == [True, False]
+
+
+def test_progress_is_told() -> None:
+    seen: list[tuple[str, int, int]] = []
+    x = torch.randn(8, 5)
+    align([MLP(), MLP()], data=[x, x], progress=lambda *step: seen.append(step))
+    assert seen == [
+        ("trace", 1, 2), ("trace", 2, 2), ("activations", 1, 2), ("activations", 2, 2), ("match", 2, 2),
+    ]  # fmt: skip
+
+
+def test_models_that_are_aligned_already_are_said_to_be() -> None:
+    model, x = scaled(MLP()), torch.randn(32, 5)
+    near = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in near.parameters():
+            parameter.add_(1e-3 * torch.randn_like(parameter))
+    assert any("already aligned" in note for note in align([model, near], (x,)).notes)
+    assert not align([model, planted(model, x)], (x,)).notes
+
+
+# ----------------------------------------------------------------------- files
+
+
+def test_a_saved_alignment_is_the_same_when_loaded(tmp_path: Path) -> None:
+    model, x = scaled(Decoder(depth=1)), ids(16, vocabulary=31)
+    other = planted(model, x)
+    for config in ({}, {"solver": "sinkhorn"}):
+        found = align([model, other], data=[x], config=config)
+        found.save(tmp_path / "a.safetensors")
+        loaded = Alignment.load(tmp_path / "a.safetensors")
+        assert loaded.to_json() == found.to_json()
+        assert str(loaded) == str(found)
+        assert loaded.axes == found.axes
+        assert loaded.labels == found.labels
+        assert_same(loaded.apply(state_of(other), 1), found.apply(state_of(other), 1), 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
+    save_file({"w": torch.zeros(2)}, tmp_path / "w.safetensors")
+    (tmp_path / "p.bin").write_bytes(pickle.dumps({"w": 1}))
+    with pytest.raises(CheckpointError, match=r"w\.safetensors: is not a graphfuse alignment"):
+        Alignment.load(tmp_path / "w.safetensors")
+    for name in ("p.bin", "missing.safetensors"):
+        with pytest.raises(CheckpointError, match=f"{name}: cannot be read"):
+            Alignment.load(tmp_path / name)
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    found = align([MLP(), MLP()], torch.randn(2, 5))
+    with pytest.raises(OutputError, match="cannot write"):
+        found.save(tmp_path / "missing" / "a.safetensors")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OutputError, match="cannot write"):
+        found.save(tmp_path / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.head = nn.Embedding(7, 10), nn.Linear(10, 7, bias=False)
+        self.head.weight = self.tokens.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.tokens(ids))
+
+
+def test_tied_names_may_be_in_the_checkpoint_or_not() -> None:
+    model, x = scaled(Tied()), ids(vocabulary=7)
+    other = planted(model, x)
+    found = align([model, other], (x,), config={"metric": "correlation"})
+    assert_same(found.apply(other.state_dict(), 1), dict(model.state_dict()), 0)
+    assert list(found.apply(state_of(other), 1)) == ["tokens.weight"]
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused() -> None:
+    found = align([MLP(), MLP()], torch.randn(2, 5))
+    state = MLP().state_dict()
+    with pytest.raises(DataError, match="there is no model 2"):
+        found.apply(state, 2)
+    with pytest.raises(CheckpointError, match=r"lacks 1 of 6 tensors, the first is '0\.bias'"):
+        found.apply({key: value for key, value in state.items() if key != "0.bias"}, 1)
+    with pytest.raises(
+        CheckpointError, match=r"'0\.weight' has another shape .*\n  got: \(12, 5\)\n  expected: \(11, 5\)"
+    ):
+        found.apply({**state, "0.weight": torch.zeros(12, 5)}, 1)
+
+
+# ---------------------------------------------------------------------- errors
+
+
+def poisoned() -> MLP:
+    model = MLP()
+    model.state_dict()["2.weight"][0, 0] = float("nan")
+    return model
+
+
+X = torch.zeros(2, 5)
+
+
+@pytest.mark.parametrize(
+    ("models", "given", "error", "words"),
+    [
+        ([MLP()], {"args": X}, DataError, "two or more models, got 1"),
+        ([MLP(), "resnet"], {"args": X}, DataError, "model 1 is no torch.nn.Module but a str"),
+        ([MLP(), MLP()], {}, DataError, "no example inputs"),
+        ([MLP(), MLP()], {"data": []}, DataError, "yields no batch"),
+        ([MLP(), MLP()], {"args": X, "config": {"method": "blend"}}, DataError, "there is no data"),
+        ([MLP(), poisoned()], {"args": X}, CheckpointError, "model 1 has values that are not finite.*2.weight"),
+        ([MLP(), MLP((5, 11, 3))], {"args": X}, CorrespondenceError, "other parameters"),
+        ([MLP(), MLP()], {"args": X, "config": {"target": 2}}, ConfigError, "there is no model 2"),
+        ([MLP(), MLP()], {"args": X, "config": {"weights": [1]}}, ConfigError, "one for each of 2 models, got 1"),
+        ([MLP(), MLP()], {"args": X, "config": {"roles": {"hiden": {}}}}, ConfigError, "did you mean 'hidden'?"),
+        ([MLP(), MLP((5, 9, 7, 3))], {"args": X, "config": {"roles": {"hidden": {"align": False}}}}, ConfigError,
+         "hidden.0 is not to be aligned, but its size is 11 in model 0 and 9 in model 1"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused(
+    models: list[Any], given: dict[str, Any], error: type[GraphFuseError], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        align(models, given.pop("args", ()), **given)
