@@ -1,0 +1,115 @@
+"""The fused model and its parents side by side: every batch of every model stands at the same node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx
+
+from graphfuse.aligned import Aligned
+from graphfuse.capture import Captured
+from graphfuse.carry import movable, transform
+from graphfuse.correspond import Correspondence
+from graphfuse.lockstep import Batch, Lockstep
+
+
+class Run:
+    """One run of a captured graph that stops where it is told to. It reads the state as it is when a node runs."""
+
+    def __init__(self, captured: Captured, state: Mapping[str, Tensor], batch: Batch) -> None:
+        self._steps = captured.steps(captured.bind(state, batch.args, batch.kwargs))
+        self.nodes = {node.name: node for node in captured.graph.nodes}
+        self.names = {slot.node: slot.name for slot in captured.inputs}
+
+    def to(self, name: str) -> Any:
+        """Run on to a node, which must come after the last one, and return its value."""
+        return next(value for node, value in self._steps if node.name == name)
+
+    def again(self, name: str, operand: str, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        """Run the node where the run stands once more; it reads one operand, and the state as it is now."""
+
+        def given(node: fx.Node) -> Tensor:
+            return x if node.name == operand else state[self.names[node.name]]
+
+        node = self.nodes[name]
+        args: Any = fx.map_arg(node.args, given)
+        kwargs: Any = fx.map_arg(node.kwargs, given)
+        assert callable(node.target)
+        value: Any = node.target(*args, **kwargs)
+        self._steps.send(value)
+        return value
+
+
+@dataclass(frozen=True, eq=False)
+class Lane:
+    """One batch: the run of the fused model, those of its parents, and how their nodes are called."""
+
+    batch: Batch
+    fitting: Correspondence
+    names: Correspondence
+    target: int
+    fused: Run
+    parents: tuple[Run | None, ...]
+
+    def here(self, node: str) -> str | None:
+        """What a node of the target's example graph is called in the target's graph for this batch."""
+        return self.names.nodes[1 + self.target].get(node)
+
+    def comparable(self, node: str, models: Sequence[Aligned]) -> bool:
+        """Whether every parent has a node that corresponds to this one, with a value that its maps can move."""
+        dims: Any = self.names.graph.nodes[node]
+        there = [node in self.names.nodes[1 + k] for k, run in enumerate(self.parents) if run is not None]
+        return all(there) and all(movable(dims, model.maps) for model in models)
+
+    def at(self, node: str) -> Any:
+        """The fused model's value at a node."""
+        return self.fused.to(self._name(node))
+
+    def again(self, node: str, operand: str, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        """Run a contraction once more, with the weights that it has now."""
+        return self.fused.again(self._name(node), self._name(operand), x, state)
+
+    def mean(self, node: str, shares: Sequence[float], models: Sequence[Aligned]) -> Tensor:
+        """The weighted mean of the parents' values at a node, in the target's coordinates."""
+        dims: Any = self.names.graph.nodes[node]
+        total = None
+        for k, run in enumerate(self.parents):
+            if run is None:
+                continue
+            value = run.to(self.names.nodes[1 + k][node])
+            sizes = self.names.sizes
+            moved = transform(value, dims, (False,) * len(dims), models[k].maps, sizes[1 + k], sizes[1 + self.target])
+            total = shares[k] * moved if total is None else total + shares[k] * moved
+        assert total is not None
+        return total
+
+    def _name(self, node: str) -> str:
+        name = self.here(node)
+        assert name is not None
+        return name
+
+
+def lanes_of(
+    lockstep: Lockstep,
+    states: Sequence[Mapping[str, Tensor]],
+    batches: Sequence[Batch],
+    shares: Sequence[float],
+    fused: Mapping[str, Tensor],
+) -> list[Lane]:
+    """One lane for each batch that the models can be traced on; parents without a share are not run."""
+    lanes = []
+    target = lockstep.correspondence.target
+    for batch in batches:
+        found = lockstep.graphs(batch)
+        if found is None:
+            continue
+        fitting, names = found
+        parents = tuple(
+            Run(graph.captured, state, batch) if share else None
+            for graph, state, share in zip(fitting.graphs, states, shares, strict=True)
+        )
+        run = Run(fitting.graph.captured, fused, batch)
+        lanes.append(Lane(batch, fitting, names, target, run, parents))
+    return lanes

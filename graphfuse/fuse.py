@@ -1,0 +1,228 @@
+"""Fuse models of one architecture into one: the whole pipeline, and the only place that knows its order."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphfuse.aligned import Alignment
+from graphfuse.alignment import Config, Prepared, Progress, match, prepare
+from graphfuse.calibrate import Calibration, calibrate
+from graphfuse.capture import state_of
+from graphfuse.errors import CheckpointError, DataError
+from graphfuse.symmetry import Axis, SymmetryGraph
+
+__all__ = ["FuseResult", "average", "fuse"]
+
+
+@dataclass(frozen=True, eq=False)
+class FuseResult:
+    """A fused model, how its parents were aligned, and an account of what was done, as plain values."""
+
+    model: nn.Module
+    alignment: Alignment
+    report: dict[str, Any]
+
+
+def fuse(
+    models: Sequence[nn.Module],
+    args: tuple[Any, ...] | Tensor = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    data: Iterable[Any] | None = None,
+    config: Config = None,
+    rules: Iterable[Any] = (),
+    progress: Progress | None = None,
+) -> FuseResult:
+    """Fuse two or more trained models of one architecture into one.
+
+    Parameters
+    ----------
+    models : sequence of nn.Module
+        Their hidden widths may differ; the result has those of ``config.target``, by default the first. They are left
+        as they are.
+    args, kwargs :
+        Example inputs, as the models take them; by default the first batch of the data.
+    data : iterable of batches, optional
+        A few hundred unlabelled inputs, by which units are matched and the result is calibrated. A batch is a tensor, a
+        tuple (positional arguments) or a dict (keyword arguments). No more than ``config.samples`` inputs are read.
+    config : FuseConfig, dict or path of a YAML file, optional
+    rules :
+        Further rule packs for tracing.
+    progress : callable, optional
+        Called with (stage, done, total).
+
+    Returns
+    -------
+    FuseResult
+        ``.model`` is new, in eval mode, with the target's dtype and device; ``.alignment``; ``.report``.
+
+    Raises
+    ------
+    CorrespondenceError
+        The models are not of one architecture.
+    DataError
+        There are fewer than two models, no inputs, or inputs that do not fit; models on several devices.
+    CheckpointError
+        A model holds values that are not finite, or none (the meta device).
+    ConfigError
+        A setting is unknown or cannot be used here.
+
+    Examples
+    --------
+    >>> a, b = (torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)) for _ in range(2))
+    >>> result = fuse([a, b], data=[torch.randn(64, 4)])
+    >>> result.report["calibration"]["inputs"]
+    64
+    """
+    clock = _Clock()
+    _check_places(models)
+    prepared = prepare(models, args, kwargs, data=data, config=config, rules=rules, progress=progress)
+    model = _copied(prepared.models[prepared.config.target])
+    clock.lap("trace")
+    alignment = match(prepared, progress)
+    clock.lap("match")
+    shares = shares_of(prepared)
+    state = average(prepared, alignment, shares)
+    clock.lap("average")
+    calibration = None
+    if prepared.data and (prepared.config.calibrate.least_squares or prepared.config.calibrate.batch_norm):
+        calibration = calibrate(prepared, alignment, state, shares, progress)
+        state = calibration.state
+        clock.lap("calibrate")
+    with torch.no_grad():
+        for name, tensor in state_of(model).items():
+            tensor.copy_(state[name])
+    return FuseResult(model, alignment, _report(prepared, alignment, shares, calibration, clock))
+
+
+def shares_of(prepared: Prepared) -> tuple[float, ...]:
+    """Each model's weight in the average; they sum to one."""
+    given = prepared.config.weights or (1.0,) * len(prepared.models)
+    return tuple(weight / sum(given) for weight in given)
+
+
+@torch.no_grad()
+def average(prepared: Prepared, alignment: Alignment, shares: Sequence[float]) -> dict[str, Tensor]:
+    """The weighted mean of the aligned models' parameters and moved buffers; everything else is the target's.
+
+    Parameters
+    ----------
+    prepared, alignment :
+        The models, and their maps into the target's coordinates.
+    shares : sequence of float
+        One for each model, summing to one.
+
+    Returns
+    -------
+    dict
+        Canonical name -> new tensor, in the target's shapes and dtypes.
+    """
+    own = prepared.states[alignment.target]
+    moved = [alignment.apply(state, k) for k, state in enumerate(prepared.states)]
+    result = {}
+    for name, tensor in own.items():
+        if name not in alignment.labels or not (tensor.is_floating_point() or tensor.is_complex()):
+            result[name] = tensor.clone()
+            continue
+        kind = torch.promote_types(tensor.dtype, torch.float32)
+        terms = [share * state[name].to(kind) for share, state in zip(shares, moved, strict=True) if share]
+        result[name] = torch.stack(terms).sum(0).to(tensor.dtype)
+    return result
+
+
+# --------------------------------------------------------------------- checks
+
+
+def _check_places(models: Sequence[nn.Module]) -> None:
+    """All tensors of all models must be real, and on one device."""
+    first: tuple[torch.device, str] | None = None
+    for k, model in enumerate(models):
+        for name, tensor in state_of(model).items() if isinstance(model, nn.Module) else ():
+            if tensor.is_meta:
+                raise CheckpointError(
+                    f"model {k} has no values: {name!r} is on the meta device.\n"
+                    "  what to do: load its weights; trace and verify need none, fuse does"
+                )
+            first = first or (tensor.device, f"{name!r} of model {k}")
+            if tensor.device != first[0]:
+                raise DataError(
+                    f"the models are on several devices.\n  {first[1]}: {first[0]}\n  {name!r} of model {k}: "
+                    f"{tensor.device}\n  what to do: move them all to one device with model.to(device)"
+                )
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model).eval()
+    except Exception as error:
+        raise DataError(
+            f"{type(model).__name__} cannot be copied, and the result must be a new model: {error}\n"
+            "  what to do: make copy.deepcopy(model) work; a tensor with a gradient history kept on a module is the "
+            "usual reason"
+        ) from error
+
+
+# --------------------------------------------------------------------- report
+
+
+class _Clock:
+    """Seconds of each stage."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """The stage that began at the last lap is over."""
+        now = time.perf_counter()
+        self.laps[stage], self._since = round(now - self._since, 3), now
+
+
+def _report(
+    prepared: Prepared,
+    alignment: Alignment,
+    shares: Sequence[float],
+    calibration: Calibration | None,
+    clock: _Clock,
+) -> dict[str, Any]:
+    graph = prepared.correspondence.graph
+    notes = [*(note.message for note in graph.notes), *alignment.notes, *(calibration.notes if calibration else ())]
+    return {
+        "models": [
+            {
+                "class": type(model).__name__,
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "share": share,
+                "target": k == alignment.target,
+            }
+            for k, (model, share) in enumerate(zip(prepared.models, shares, strict=True))
+        ],
+        "inputs": sum(batch.count for batch in prepared.data),
+        "config": prepared.config.model_dump(mode="json"),
+        "free_fraction": graph.free_fraction,
+        "axes": [_axis(graph, axis) for axis in graph.axes],
+        "fixed": [_axis(graph, axis) for axis in graph.fixed],
+        "alignment": alignment.to_json(),
+        "calibration": calibration.to_json() if calibration else None,
+        "seconds": {**clock.laps, "total": round(sum(clock.laps.values()), 3)},
+        "notes": list(dict.fromkeys(notes)),
+    }
+
+
+def _axis(graph: SymmetryGraph, axis: Axis) -> dict[str, Any]:
+    return {
+        "name": axis.name,
+        "role": axis.role,
+        "size": axis.size,
+        "symmetry": str(axis.symmetry),
+        "context": [graph.axis(key).name for key in axis.context],
+        "touches": [f"{touch.tensor}[{touch.dim}]" for touch in axis.touches],
+        "reasons": [str(reason) for reason in axis.reasons],
+    }
