@@ -1,0 +1,1 @@
+"""Reading and writing: checkpoints, models by name, data batches, output directories."""

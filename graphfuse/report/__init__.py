@@ -1,0 +1,1 @@
+"""What a fusion did, for people: terminal tables and one HTML page."""

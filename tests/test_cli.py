@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import assert_same, importable
+from rich.console import Console
+
+from graphfuse import __version__
+from graphfuse.aligned import Alignment
+from graphfuse.cli import main
+from graphfuse.io.checkpoints import save_state
+from graphfuse.io.models import load_model
+from graphfuse.report import terminal
+from graphfuse.symmetry import trace
+
+NETS = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, width=12):
+        super().__init__()
+        self.up, self.norm = nn.Linear(5, width), nn.LayerNorm(width)
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
+        self.down = nn.Linear(width, 3)
+
+    def forward(self, x):
+        h = self.norm(self.up(x))
+        for layer in self.layers:
+            h = torch.relu(layer(h))
+        return self.down(h)
+
+def net():
+    return Net()
+
+def wide():
+    return Net(20)
+
+def other():
+    return nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
+
+class Counter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(5, 3)
+        self.calls = 0
+    def forward(self, x):
+        self.calls += 1
+        return self.linear(x) * self.calls
+
+def example_inputs():
+    return torch.ones(2, 5)
+
+def loader():
+    torch.manual_seed(3)
+    return [torch.randn(16, 5) for _ in range(4)]
+
+def empty():
+    return []
+"""
+BARE = "from torch import nn\n\ndef net():\n    return nn.Linear(4, 2)\n"
+PACK = """\
+version: 1
+rules:
+  - op: aten.linear.default
+    signature: "x[... i], w[o i], b[o]? -> [... o]"
+    source: a test
+"""
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    (tmp_path / "cli_nets.py").write_text(NETS)
+    (tmp_path / "cli_bare.py").write_text(BARE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("graphfuse.cli.out", Console(width=200))
+    monkeypatch.setattr("graphfuse.cli.err", Console(width=200, stderr=True))
+
+    def call(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main(words)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    with importable(tmp_path):
+        yield call
+
+
+def test_help_teaches(run: Run) -> None:
+    code, text, _ = run("--help")
+    assert code == 0
+    for command in ("demo", "inspect", "verify", "fuse", "rules"):
+        assert command in text
+    for command in ("inspect", "verify", "fuse"):
+        code, text, _ = run(command, "--help")
+        assert code == 0
+        assert f"Example: graphfuse {command} " in text
+        assert "package.module:factory@weights.safetensors" in text and "example_inputs()" in text
+    assert run("demo", "--help")[0] == 0
+    assert run("--version")[:2] == (0, f"{__version__}\n")
+
+
+def test_wrong_usage_is_code_2(run: Run) -> None:
+    code, _, error = run("fuse", "cli_nets:net")
+    assert code == 2 and "Missing option '--out'" in error
+    assert run("inspct", "cli_nets:net")[0] == 2
+    assert run("verify", "cli_nets:net", "--trials", "0")[0] == 2
+
+
+def test_inspect_shows_axes_and_why_others_are_fixed(run: Run) -> None:
+    code, text, _ = run("inspect", "cli_nets:net")
+    assert code == 0
+    assert "Net: 4 free axes" in text
+    assert "hidden.1-2" in text and "layers.*.weight[0]" in text
+    assert "input" in text and "up.weight[1]" in text and "down.weight[0]" in text
+    code, text, _ = run("inspect", "cli_nets:net", "--all")
+    assert code == 0 and "layers.1.weight[0]" in text and "layers.*" not in text
+
+
+def test_inspect_for_programs_and_as_a_page(run: Run) -> None:
+    code, text, error = run("inspect", "cli_nets:net", "--json", "--html", "net.html")
+    found = json.loads(text)
+    assert code == 0 and not error.strip()
+    assert [axis["size"] for axis in found["axes"] if axis["free"]] == [12, 12, 12, 12]
+    page = Path("net.html").read_text()
+    assert page.startswith("<!") and "Net: symmetries" in page
+
+
+def test_verify(run: Run) -> None:
+    code, text, _ = run("verify", "cli_nets:net", "--trials", "2", "--seed", "3")
+    assert code == 0 and "verified: 4 free axes, 2 trials" in text
+    code, text, _ = run("verify", "cli_nets:net", "--json")
+    found = json.loads(text)
+    assert code == 0 and found["ok"] is True and found["max_error"] < 1e-9
+
+
+def test_verify_fails_for_a_model_that_keeps_state(run: Run) -> None:
+    code, text, _ = run("verify", "cli_nets:Counter")
+    assert code == 1 and "not verified: the model is random or keeps state" in text
+
+
+def parents(folder: Path, *factories: str) -> list[str]:
+    specs = []
+    for i, factory in enumerate(factories):
+        torch.manual_seed(i)
+        save_state(folder / f"{i}.safetensors", load_model(f"cli_nets:{factory}").model.state_dict())
+        specs.append(f"cli_nets:{factory}@{i}.safetensors")
+    return specs
+
+
+def test_fuse_writes_a_model_that_loads_again(run: Run, tmp_path: Path) -> None:
+    specs = parents(tmp_path, "net", "wide", "net")
+    code, text, error = run("fuse", *specs, "--data", "cli_nets:loader", "-o", "deep/out")
+    assert code == 0, error
+    assert "by activations" in text and "the result has its shape" in text and "calibrated on 64 inputs" in text
+    assert {path.name for path in Path("deep/out").iterdir()} == {
+        "model.safetensors", "alignment.safetensors", "report.json", "report.html",
+    }  # fmt: skip
+    fused = load_model("cli_nets:net@deep/out/model.safetensors").model
+    assert fused(torch.ones(2, 5)).shape == (2, 3)
+    report = json.loads(Path("deep/out/report.json").read_text())
+    assert report["specs"] == specs and len(report["models"]) == 3
+    alignment = Alignment.load("deep/out/alignment.safetensors")
+    moved = alignment.apply(load_model(specs[1]).model.state_dict(), 1)
+    assert moved["up.weight"].shape == (12, 5)
+
+
+def test_same_seed_same_result_and_weights_alone(run: Run, tmp_path: Path) -> None:
+    specs = parents(tmp_path, "net", "net")
+    for folder in ("a", "b"):
+        code, text, error = run("fuse", *specs, "-o", folder, "--seed", "1", "--json")
+        assert code == 0, error
+        assert json.loads(text)["alignment"]["method"] == "weights"
+    a, b = (dict(load_model(f"cli_nets:net@{x}/model.safetensors").model.state_dict()) for x in "ab")
+    assert_same(a, b, tolerance=0)
+
+
+def refused(run: Run, *words: str, name: str) -> str:
+    before = sorted(Path().rglob("*"))
+    code, out, error = run(*words)
+    assert code == 1 and not out.strip()
+    assert name in error and "Traceback" not in error
+    assert [path for path in sorted(Path().rglob("*")) if "__pycache__" not in str(path)] == [
+        path for path in before if "__pycache__" not in str(path)
+    ]
+    return " ".join(error.replace("│", " ").split())
+
+
+def test_bad_input_is_one_panel_and_nothing_is_written(run: Run, tmp_path: Path) -> None:
+    a, b, other = parents(tmp_path, "net", "net", "other")
+    np.savez("data.npz", x=np.ones((4, 7)))
+    state = dict(load_model(a).model.state_dict())
+    save_state("short.safetensors", {name: value for name, value in state.items() if name != "up.bias"})
+    save_state("nan.safetensors", state | {"up.bias": torch.full((12,), float("nan"))})
+    torch.save(load_model(a).model, "pickle.pt")
+    Path("c.yaml").write_text("solvr: emd\n")
+    Path("full").mkdir()
+    Path("full/theirs").write_text("")
+    cases: list[tuple[str, str, tuple[str, ...]]] = [
+        ("CorrespondenceError", "model 1 (Sequential) has other parameters than model 0 (Net)", (a, other)),
+        ("CheckpointError", "missing from the file (1): up.bias (12,)", (a, "cli_nets:net@short.safetensors")),
+        ("CheckpointError", "missing from the file", (a, "cli_nets:wide@2.safetensors")),
+        ("CheckpointError", "up.bias (12,): 12 of 12 values", (a, "cli_nets:net@nan.safetensors")),
+        ("CheckpointError", "pickle.pt holds Python objects", (a, "cli_nets:net@pickle.pt")),
+        ("DataError", "cli_nets:empty() yields nothing", (a, b, "--data", "cli_nets:empty")),
+        ("CaptureError", "does not run on the example inputs ((4, 7) torch.float32)", (a, b, "--data", "data.npz")),
+        ("ConfigError", "solver", (a, b, "--config", "c.yaml")),
+        ("ConfigError", "the device 'gpu' cannot be used", (a, b, "--device", "gpu")),
+        ("DataError", "two", (a,)),
+        ("RuleError", "none.yaml", (a, b, "--rules", "none.yaml")),
+    ]
+    for name, message, words in cases:
+        assert message in refused(run, "fuse", *words, "-o", "out", name=name)
+    text = refused(run, "fuse", a, b, "-o", "full", name="OutputError")
+    assert "full exists and is not empty (it holds theirs)" in text
+    assert "no example inputs for cli_bare:net" in refused(run, "inspect", "cli_bare:net", name="DataError")
+
+
+def test_errors_for_programs_and_with_a_traceback(run: Run) -> None:
+    code, text, _ = run("inspect", "cli_nets:nat", "--json")
+    assert code == 1
+    assert json.loads(text)["error"]["type"] == "ModelSpecError"
+    assert "did you mean net?" in json.loads(text)["error"]["message"]
+    code, _, error = run("inspect", "cli_nets:nat", "--debug")
+    assert code == 1 and "Traceback (most recent call last)" in error
+
+
+def test_a_defect_is_no_traceback_either(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def defect(*args: Any, **kwargs: Any) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("graphfuse.cli.trace", defect)
+    code, _, error = run("inspect", "cli_nets:net")
+    assert code == 1 and "unexpected ZeroDivisionError" in error and "--debug shows where" in error
+
+
+def test_rules_check(run: Run) -> None:
+    Path("mine.yaml").write_text(PACK)
+    code, text, error = run("rules", "check", "mine.yaml")
+    assert code == 0, text + error
+    assert "1 of 1 entries hold" in text
+    Path("bad.yaml").write_text(PACK.replace("[... o]", "[... i]"))
+    code, text, error = run("rules", "check", "bad.yaml")
+    assert code == 1
+    code, _, error = run("rules", "check", "none.yaml")
+    assert code == 1 and "RuleError" in error
+
+
+def test_alike_axes_are_shown_together(run: Run) -> None:
+    graph = trace(load_model("cli_nets:net").model, torch.ones(2, 5))
+    together = terminal.grouped(graph)
+    assert [len(group.axes) for group in together] == [1, 2, 1]
+    assert together[1].pattern == ("layers.*.weight[0]", "layers.*.bias[0]", "layers.*.weight[1]")
+    assert [group.name for group in terminal.grouped(graph, every=True)] == [axis.name for axis in graph.axes]
