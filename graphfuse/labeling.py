@@ -125,8 +125,9 @@ class _Labeller:
             self.tensors[name] = self.algebra.fresh(shape)
             return Label(self.tensors[name])
         kind = next(slot.kind for slot in self.captured.inputs if slot.node == node.name)
-        mask = node.meta["val"].dtype == torch.bool
-        return Label(self.algebra.fresh(shape, "input" if kind == "user" else "constant"), is_mask=mask)
+        return Label(
+            self.algebra.fresh(shape, "input" if kind == "user" else "constant"), is_mask=_is_mask(node.meta["val"])
+        )
 
     def _apply(self, node: fx.Node, target: OpOverload, rule: Rule) -> Value:
         op = Op(
@@ -160,9 +161,8 @@ class _Labeller:
             if axis not in own and self.algebra.layout_leaves((leaf,) for leaf in hold.rows) <= own
         }
         dims = self.algebra.limit(output.dims, scope)
-        is_mask = isinstance(meta, Tensor) and meta.dtype == torch.bool
         uniform = own - self._varying(operands)
-        return replace(output, dims=dims, held=scope, is_mask=is_mask, value=None, uniform=uniform)
+        return replace(output, dims=dims, held=scope, is_mask=_is_mask(meta), value=None, uniform=uniform)
 
     def _varying(self, operands: list[Label]) -> frozenset[Leaf]:
         """Axes along which some operand's elements differ; one that no operand has is a broadcast dim."""
@@ -198,7 +198,7 @@ class _Labeller:
         metas = node.meta.get("val")
         several = isinstance(metas, list | tuple)
         fresh: list[Label | None] = [
-            None if shape is None else Label(self.algebra.fresh(shape, reason), is_mask=meta.dtype == torch.bool)
+            None if shape is None else Label(self.algebra.fresh(shape, reason), is_mask=_is_mask(meta))
             for shape, meta in zip(_shapes(node), metas if isinstance(metas, list | tuple) else [metas], strict=True)
         ]
         return fresh if several else fresh[0]
@@ -290,6 +290,10 @@ def _size(size: Any) -> int:
     except Exception:
         pass
     return UNKNOWN_SIZE + 2 * sum(ord(c) << (i % 16) for i, c in enumerate(str(size)))
+
+
+def _is_mask(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.bool
 
 
 def _fits(outputs: list[Label], shapes: tuple[Shape | None, ...]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import STEPS, Program
 
@@ -12,7 +12,7 @@ import graphfuse
 step = st.tuples(st.sampled_from(STEPS), st.integers(0, 7), st.integers(0, 23))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.lists(step, min_size=1, max_size=9))
 def test_random_programs_keep_their_function(steps: list[tuple[str, int, int]]) -> None:
     torch.manual_seed(0)
