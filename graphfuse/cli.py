@@ -86,7 +86,7 @@ def demo(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Train small models on handwritten digits and fuse them: an MLP, a ResNet, a ViT, and ViTs of two widths.
+    """Train small models of several kinds and widths on handwritten digits, and fuse them.
 
     The first run trains the models (a few minutes on two cores) and keeps them; later runs take under a minute.
     """
@@ -95,7 +95,7 @@ def demo(
         _print_json(result.to_json())
 
 
-@app.command(epilog=MODEL + "\n\nExample: [cyan]graphfuse inspect nets:vit@a.safetensors --html vit.html[/]")
+@app.command(epilog=MODEL + "\n\nExample: [cyan]graphfuse inspect nets:net@a.safetensors --html net.html[/]")
 def inspect(
     model: Model,
     data: Data = None,
@@ -121,7 +121,7 @@ def inspect(
         out.print(f"written: {html}")
 
 
-@app.command(epilog=MODEL + "\n\nExample: [cyan]graphfuse verify ./bert-base --trials 5[/]")
+@app.command(epilog=MODEL + "\n\nExample: [cyan]graphfuse verify path/to/directory --trials 5[/]")
 def verify(
     model: Model,
     data: Data = None,
@@ -151,7 +151,7 @@ def verify(
 
 @app.command(
     epilog=MODEL
-    + "\n\nExample: [cyan]graphfuse fuse nets:vit@a.safetensors nets:vit@b.safetensors --data digits.npz -o fused[/]"
+    + "\n\nExample: [cyan]graphfuse fuse nets:net@a.safetensors nets:net@b.safetensors --data digits.npz -o fused[/]"
 )
 def fuse(
     models: Models,

@@ -47,13 +47,27 @@ def test_a_random_model_is_said_to_be_so() -> None:
     class Noise(nn.Module):
         def __init__(self) -> None:
             super().__init__()
+            self.a = nn.Linear(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x) + torch.rand(4)
+
+    result = graphfuse.verify(graphfuse.trace(Noise(), (torch.randn(2, 3),)))
+    assert not result.ok
+    assert not result.repeatable
+
+
+def test_a_model_that_keeps_state_is_said_to_be_so() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
             self.a, self.calls = nn.Linear(3, 4), 0
 
         def forward(self, x: Tensor) -> Tensor:
             self.calls += 1
             return self.a(x) * self.calls
 
-    graph = graphfuse.trace(Noise(), (torch.randn(2, 3),))
+    graph = graphfuse.trace(Counting(), (torch.randn(2, 3),))
     result = graphfuse.verify(graph)
     assert not result.ok
     assert not result.repeatable

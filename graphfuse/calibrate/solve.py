@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+ROUNDING = 1e-5
+"""Ridge that outweighs the rounding of sums in single precision, when the given one does not."""
+
 
 @dataclass(frozen=True, eq=False)
 class Rows:
@@ -90,7 +93,7 @@ class Moments:
     def error(self, solution: Tensor, step: float) -> float:
         """Squared error left over by ``step`` times a solution."""
         linear, square = self._terms(solution)
-        return float(self.rr - 2 * step * linear + step * step * square)
+        return max(0.0, float(self.rr - 2 * step * linear + step * step * square))
 
     def step(self, solution: Tensor) -> float:
         """How far towards a solution, from 0 to 1, these rows' error is least."""
@@ -103,9 +106,11 @@ class Moments:
 
 def _ridge(gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
     """Solve (gram + pull) solution = cross; NaN where the matrix is not positive definite."""
-    pull = ridge * gram.diagonal(dim1=-2, dim2=-1).mean(-1)
-    pull = torch.where(pull > 0, pull, 1.0)  # an operand that is always the same tells nothing: the solution is zero
+    scale = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
+    scale = torch.where(scale > 0, scale, 1.0)  # an operand that never varies tells nothing: the solution is zero
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    factor, failed = torch.linalg.cholesky_ex(gram + pull[:, None, None] * eye)
-    solution = torch.cholesky_solve(cross, factor)
-    return torch.where(failed[:, None, None] == 0, solution, torch.nan)
+    for pull in (ridge, max(ridge, ROUNDING)):
+        factor, failed = torch.linalg.cholesky_ex(gram + pull * scale[:, None, None] * eye)
+        if not bool(failed.any()):
+            return torch.cholesky_solve(cross, factor)
+    return torch.full_like(cross, torch.nan)

@@ -44,7 +44,7 @@ class LoadedModel:
 def parse_spec(text: str) -> ModelSpec:
     """Take a model's name apart.
 
-    >>> parse_spec("nets:resnet@a.safetensors").checkpoint
+    >>> parse_spec("nets:net@a.safetensors").checkpoint
     'a.safetensors'
 
     Raises

@@ -77,7 +77,11 @@ function movable(canvas, svg) {
   /* The whole picture; at first only its beginning where the whole would be too small to read. */
   function fit(readable) {
     view = home.slice();
-    const most = canvas.clientWidth < 600 ? 1.3 : 1.75, s = scale();
+    const most = canvas.clientWidth < 600 ? 1.3 : 1.75, least = 0.85, s = scale();
+    if (s < least) {
+      const wide = canvas.clientWidth * least, high = canvas.clientHeight * least;
+      view = [home[0] + (home[2] - wide) / 2, home[1] + (home[3] - high) / 2, wide, high];
+    }
     if (readable && s > most) {
       view[2] = Math.min(home[2], canvas.clientWidth * most);
       view[3] = Math.min(home[3], canvas.clientHeight * most);

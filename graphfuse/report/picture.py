@@ -52,6 +52,7 @@ def picture(graph: Json) -> str:
     parts = [_panel(panel) for panel in scene.panels]
     parts += [_group(path, box) for panel in scene.panels for path, box in _groups(panel, scene)]
     parts += [_wire(wire, axes) for wire in sorted(scene.wires, key=lambda wire: len(wire.axes))]
+    parts += [_heading(panel) for panel in scene.panels]
     parts += [
         drawn[name].render(panel.at(place))
         for panel in scene.panels
@@ -62,7 +63,7 @@ def picture(graph: Json) -> str:
     label = escape(f"The labelled graph of {graph['name']}: {len(cards)} steps, {len(free)} free axes")
     return (
         f'<svg class="graph" viewBox="-12 -12 {width:.0f} {height:.0f}" role="group" aria-label="{label}" '
-        f'style="--ratio:{width / height:.3f}">{"".join(parts)}</svg>'
+        f'style="--ratio:{width / height:.3f};--tall:{1.2 * height:.0f}px">{"".join(parts)}</svg>'
     )
 
 
@@ -82,7 +83,7 @@ class _Face:
         self.tiles = [_Tile(tensor, axes) for tensor in self.tensors]
         text = max(LETTER * len(self.title), SMALL * len(self.line)) + 20
         tiles = sum(tile.width + 4 for tile in self.tiles)
-        self.box = Box(max(text + tiles + (6 if tiles else 0), 64.0), 40.0 if self.line or self.tiles else 26.0)
+        self.box = Box(max(text + tiles + (6 if tiles else 0), 48.0), 40.0 if self.line or self.tiles else 26.0)
 
     def render(self, centre: Point) -> str:
         """The card as SVG, around its centre."""
@@ -189,11 +190,17 @@ def _wire(wire: Wire, axes: Mapping[int, Json]) -> str:
 
 
 def _panel(panel: Panel) -> str:
-    title = f'<text class="column" x="10" y="19">{escape(panel.column.title)}</text>' if panel.column.title else ""
     return (
         f'<g transform="translate({panel.left:.1f} {panel.top:.1f})"><rect class="panel" width="{panel.width:.1f}" '
-        f'height="{panel.height:.1f}" rx="12"/>{title}</g>'
+        f'height="{panel.height:.1f}" rx="12"/></g>'
     )
+
+
+def _heading(panel: Panel) -> str:
+    if not panel.column.title:
+        return ""
+    x, y = panel.left + 10, panel.top + 19
+    return f'<text class="column" x="{x:.1f}" y="{y:.1f}">{escape(panel.column.title)}</text>'
 
 
 def _groups(panel: Panel, scene: Scene) -> list[tuple[str, tuple[float, float, float, float]]]:
