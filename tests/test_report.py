@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from models import ResNet, UNet
 
 import graphfuse
 from graphfuse.report import charts, html
@@ -24,7 +25,6 @@ from graphfuse.report.explorer import explorer
 from graphfuse.report.graphdata import describe, graph_json, leaves
 from graphfuse.report.layering import Box, draw
 from graphfuse.report.picture import picture
-from models import ResNet, UNet
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -75,7 +75,7 @@ def graph() -> dict:
             node("mixed", "matmul", ("turned", "second"), [[], [2, 4]], [1, 6]),
             node("relu", "relu", ("mixed",), [[], [2, 4]], [1, 6]),
             node("made", "arange", (), [[]], [4]),
-            node("out", "linear", ("relu", "made"), [[], [1]], [1, 6], module="out", tensors=["out.weight", "out.bias"]),
+            node("out", "linear", ("relu", "made"), [[], [1]], [1, 6], tensors=["out.weight", "out.bias"]),
             node("add", "add", ("x", "out"), [[], [1]], [1, 6]),
             node("output.0", "output", ("add",), kind="output"),
         ],
@@ -218,7 +218,7 @@ def test_the_explorer_lists_axes_with_what_they_touch(graph: dict) -> None:
     assert len(re.findall(r'<li data-axis="\d+">', shown)) == 4
     assert "its own map for each of heads.2" in shown
     assert "<b>16</b> × 6" in shown
-    assert "1 fixed axes of parameters" in shown and "<td>output</td>" in shown
+    assert "1 fixed axis of parameters" in shown and "<td>output</td>" in shown
     assert "100 parameters, 4 free axes; 75.0% of the parameters move" in shown
 
 

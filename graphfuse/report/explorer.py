@@ -118,7 +118,7 @@ def _fixed(axes: list[Json]) -> str:
         for axis in axes
     )
     return (
-        f'<details><summary>{len(axes)} fixed axes of parameters, and why</summary><div class="scroll"><table>'
+        f'<details><summary>{len(axes)} fixed {"axis" if len(axes) == 1 else "axes"} of parameters, and why</summary><div class="scroll"><table>'
         f'<thead><tr><th>Parameters</th><th class="number">Size</th><th>Fixed by</th></tr></thead><tbody>{rows}</tbody>'
         "</table></div></details>"
     )

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import get_args
 
-import ot
-import ot.batch
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -142,6 +140,8 @@ def _marginal(given: Tensor | None, size: int, problems: Tensor) -> Tensor:
 
 
 def _emd(problems: Tensor, mu: Tensor, nu: Tensor) -> Tensor:
+    import ot  # here, as POT's own imports take seconds
+
     plans = []
     for problem in problems.cpu().numpy():
         plan, log = ot.emd(mu.cpu().numpy(), nu.cpu().numpy(), problem, numItermax=10_000_000, log=True)
@@ -161,6 +161,8 @@ def _sinkhorn(
 ) -> Tensor:
     if not regularization > 0:
         raise ConfigError(f"sinkhorn needs a positive regularization, got {regularization}")
+    import ot.batch
+
     count = problems.shape[0]
     result = ot.batch.solve_batch(
         problems, reg=regularization, a=mu.expand(count, -1), b=nu.expand(count, -1), max_iter=rounds, tol=tolerance,
