@@ -22,6 +22,7 @@ from records import append, context, load, table
 from torch import Tensor, nn
 
 import graphfuse
+from graphfuse.io.pretrained import import_transformers
 
 Built = tuple[nn.Module, dict[str, Tensor]]
 
@@ -36,8 +37,7 @@ def _ids(length: int = 64) -> dict[str, Tensor]:
 
 def _from_config(auto: str, kind: str, inputs: Callable[[], dict[str, Tensor]], **options: Any) -> Callable[[], Built]:
     def build() -> Built:
-        import transformers
-
+        transformers = import_transformers()
         config = transformers.AutoConfig.for_model(kind, **options)
         return getattr(transformers, auto).from_config(config).eval(), inputs()
 

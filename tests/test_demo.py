@@ -42,19 +42,28 @@ def trained() -> list[nn.Module]:
         return [recipes.train("mlp", seed) for seed in (0, 1)]
 
 
+@dataclasses.dataclass(frozen=True)
+class Plain:
+    """What the stand-in answers."""
+
+    model: nn.Module
+    alignment: Any
+    report: dict[str, Any]
+
+
 class PlainFuser:
     """A stand-in for fusing: the plain average, and an alignment that leaves everything where it is."""
 
     def __init__(self) -> None:
         self.configs: list[Any] = []
 
-    def __call__(self, networks: Sequence[nn.Module], *, data: Any, config: Any) -> SimpleNamespace:
+    def __call__(self, networks: Sequence[nn.Module], *, data: Any, config: Any) -> Plain:
         assert all(isinstance(batch, Tensor) for batch in data)
         self.configs.append(config)
         model = copy.deepcopy(networks[0])
         model.load_state_dict(evaluation.average([network.state_dict() for network in networks]))
         alignment = SimpleNamespace(apply=lambda state, k: dict(state))
-        return SimpleNamespace(model=model, alignment=alignment, report={"axes": [{"role": "hidden"}]})
+        return Plain(model, alignment, {"axes": [{"role": "hidden"}]})
 
 
 # ------------------------------------------------------------------------ data
@@ -131,7 +140,7 @@ def test_models_give_ten_scores_and_are_built_from_their_seed(kind: str) -> None
 def test_kinds_have_the_axes_that_their_structure_allows_and_they_hold(kind: str, roles: list[str]) -> None:
     described = describe_kind(kind, recipes.build(kind, 0).eval())
     assert sorted(axis["role"] for axis in described["axes"] if axis["free"]) == roles
-    assert described["free_fraction"] == 1.0
+    assert 0.999 < described["free_fraction"] < 1  # all but the bias of the outputs
     assert described["verified"]["ok"]
     json.dumps(described)
 
@@ -231,7 +240,7 @@ def test_a_damaged_network_is_trained_again_and_said_so(
 
 def test_a_cache_that_cannot_be_written_is_found_out_first(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cache.*file.*cannot be made.*--cache"):
+    with pytest.raises(OutputError, match=r"cache.*file.*cannot be made.*--cache"):
         training.trained_networks([Parent("mlp", 0)], tmp_path / "file" / "below")
 
 
@@ -367,7 +376,8 @@ def test_the_summary_counts_and_names_exceptions() -> None:
 
 def test_the_page_shows_the_outcome_first() -> None:
     shown = demo_page(whole(result(), result(plain=None, plain_curve=None, plain_calibrated=None, title="Widths")))
-    places = [shown.index(f"<h2>{title}</h2>") for title in ("One shot", "From one parent to the other", "The labelled graphs")]
+    titles = ("One shot", "After the same fine-tuning", "From one parent to the other", "The labelled graphs")
+    places = [shown.index(f"<h2>{title}</h2>") for title in titles]
     assert places == sorted(places)
     assert "Two &lt;MLPs&gt;" in shown and "Two <MLPs>" not in shown
     assert shown.count('class="chart"') == 2 and shown.count('class="graph"') == 1
@@ -407,7 +417,7 @@ def test_the_whole_demo_writes_a_page_and_numbers(tmp_path: Path, monkeypatch: p
 
 def test_an_output_that_cannot_be_written_is_found_out_first(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot be written to .*file"):
+    with pytest.raises(OutputError, match=r"cannot be written to .*file"):
         running.run(tmp_path / "file" / "below")
 
 

@@ -360,7 +360,7 @@ def test_as_call() -> None:
 def test_a_transformers_directory_goes_in_and_out(tmp_path: Path) -> None:
     pretrained = pytest.importorskip("graphfuse.io.pretrained")
     pytest.importorskip("transformers", exc_type=ImportError)
-    transformers = pretrained._transformers()
+    transformers = pretrained.import_transformers()
     sizes = {"n_embd": 12, "n_layer": 1, "n_head": 3, "vocab_size": 50, "n_positions": 16}
     config = transformers.GPT2Config(**sizes, bos_token_id=1, eos_token_id=2)
     source = tmp_path / "source"

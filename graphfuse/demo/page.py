@@ -10,7 +10,7 @@ from graphfuse.demo.evaluation import POINTS, RATE
 from graphfuse.demo.results import CLOSE, DemoResult, PairResult
 from graphfuse.report.charts import Line, Mark, chart, legend
 from graphfuse.report.explorer import explorer
-from graphfuse.report.html import Cell, Section, bullets, figures, page, table, tabs, text
+from graphfuse.report.html import Cell, Section, bullets, figures, heading, page, table, tabs, text
 
 PLAIN, ALIGNED, FUSED = "B as it is", "B aligned", "Fused (aligned, calibrated)"
 
@@ -130,7 +130,7 @@ def _graph(kind: str, graph: Mapping[str, Any]) -> str:
 
 
 def _remarks(result: DemoResult) -> str:
-    return "".join(f"<h3>{pair.title}</h3>{bullets(pair.remarks())}" for pair in result.pairs)
+    return "".join(heading(pair.title) + bullets(pair.remarks()) for pair in result.pairs)
 
 
 def _making(result: DemoResult) -> str:

@@ -33,7 +33,7 @@ def load(folder: Path) -> tuple[nn.Module, tuple[str, ...]]:
     CheckpointError
         The weights cannot be read (only safetensors are), or do not fit the config.
     """
-    transformers = _transformers()
+    transformers = import_transformers()
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
@@ -70,7 +70,7 @@ def save(model: nn.Module, source: Path, folder: Path) -> None:
     """Write a model as transformers does, in the precision of ``source``, with its tokenizer and processor files."""
     stored = _stored_dtype(source)
     written: Any = model if stored == torch.float32 else copy.deepcopy(model).to(stored)
-    with _without_bars(_transformers()):
+    with _without_bars(import_transformers()):
         written.save_pretrained(folder)
     config = _config(folder)
     _restore(config, _config(source), "use_cache")
@@ -129,7 +129,14 @@ def _stored_dtype(folder: Path) -> torch.dtype:
     return dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else torch.float32
 
 
-def _transformers() -> Any:
+def import_transformers() -> Any:
+    """The transformers library, also beside a torchvision that was built for another torch.
+
+    Raises
+    ------
+    ModelSpecError
+        It is not installed.
+    """
     if importlib.util.find_spec("transformers") is None:
         raise ModelSpecError(
             "a directory of transformers needs transformers, which is not installed.\n"

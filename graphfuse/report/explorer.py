@@ -112,13 +112,14 @@ def _marked(shape: list[int], dims: list[int]) -> str:
 def _fixed(axes: list[Json]) -> str:
     if not axes:
         return ""
+    count = f"{len(axes)} fixed {'axis' if len(axes) == 1 else 'axes'}"
     rows = "".join(
         f"<tr><td>{escape(', '.join(dict.fromkeys(t['tensor'] for t in axis['touches'])))}</td>"
         f'<td class="number">{axis["size"]}</td><td>{escape("; ".join(dict.fromkeys(axis["reasons"])))}</td></tr>'
         for axis in axes
     )
     return (
-        f'<details><summary>{len(axes)} fixed {"axis" if len(axes) == 1 else "axes"} of parameters, and why</summary><div class="scroll"><table>'
+        f'<details><summary>{count} of parameters, and why</summary><div class="scroll"><table>'
         f'<thead><tr><th>Parameters</th><th class="number">Size</th><th>Fixed by</th></tr></thead><tbody>{rows}</tbody>'
         "</table></div></details>"
     )

@@ -59,6 +59,11 @@ def text(words: str) -> str:
     return f"<p>{escape(words)}</p>"
 
 
+def heading(words: str) -> str:
+    """A heading within a section."""
+    return f"<h3>{escape(words)}</h3>"
+
+
 def bullets(items: Sequence[str]) -> str:
     """A list of sentences."""
     return f'<ul class="remarks">{"".join(f"<li>{escape(item)}</li>" for item in items)}</ul>' if items else ""
