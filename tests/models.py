@@ -48,11 +48,13 @@ class ResNet(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm (or post-norm) transformer block with one fused qkv projection."""
+    """Pre-norm (or post-norm) transformer block with one fused qkv projection; attention fused or written out."""
 
-    def __init__(self, width: int, heads: int, hidden: int, causal: bool, pre: bool = True) -> None:
+    def __init__(
+        self, width: int, heads: int, hidden: int, causal: bool, pre: bool = True, explicit: bool = False
+    ) -> None:
         super().__init__()
-        self.heads, self.causal, self.pre = heads, causal, pre
+        self.heads, self.causal, self.pre, self.explicit = heads, causal, pre, explicit
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
@@ -61,7 +63,10 @@ class Block(nn.Module):
         b, t, c = x.shape
         q, k, v = self.qkv(x).split(c, dim=2)
         q, k, v = (y.view(b, t, self.heads, c // self.heads).transpose(1, 2) for y in (q, k, v))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        if self.explicit:
+            y = (q @ k.transpose(-1, -2) / (c // self.heads) ** 0.5).softmax(-1) @ v
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.out(y.transpose(1, 2).reshape(b, t, c))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,12 +93,13 @@ class Decoder(nn.Module):
 
 
 class Encoder(nn.Module):
-    """BERT's shape: post-norm, a classifier on the first token."""
+    """BERT's shape: post-norm, a classifier on the first token; attention written out."""
 
     def __init__(self, width: int = 24, heads: int = 4, depth: int = 2, hidden: int = 40) -> None:
         super().__init__()
         self.tokens, self.norm = nn.Embedding(31, width), nn.LayerNorm(width)
-        self.blocks = nn.Sequential(*(Block(width, heads, hidden, causal=False, pre=False) for _ in range(depth)))
+        blocks = (Block(width, heads, hidden, causal=False, pre=False, explicit=True) for _ in range(depth))
+        self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(width, 3)
 
     def forward(self, ids: Tensor) -> Tensor:

@@ -222,7 +222,9 @@ def test_the_report_says_what_was_done_in_plain_values() -> None:
     assert set(agreement) == {entry["name"] for entry in report["axes"]}
     solved = {node["weight"]: node for node in report["calibration"]["solved"]}
     assert set(solved) == {name for name, p in models[0].named_parameters() if p.dim() > 1}
-    assert solved["head.weight"]["module"] == "head" and solved["head.weight"]["after"] <= solved["head.weight"]["before"]
+    assert (
+        solved["head.weight"]["module"] == "head" and solved["head.weight"]["after"] <= solved["head.weight"]["before"]
+    )
     assert set(report["calibration"]["statistics"]) == {n for n in state_of(models[0]) if n.endswith("running_mean")}
     assert set(report["seconds"]) == {"trace", "match", "average", "calibrate", "total"}
     assert report["config"]["weights"] == [1, 3] and report["notes"] == []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from graphfuse.axes import Dim, Layout, SymmetryClass, dim_size
+from graphfuse.algebra import broadcast_pairs
+from graphfuse.axes import Dim, SymmetryClass, dim_size
 from graphfuse.rulebook.op import Label, Op
 from graphfuse.rulebook.structural.table import Table
 
@@ -16,13 +17,11 @@ def matmul(op: Op) -> Label:
     op.fix_values(a, b)
     rows, columns = a.dims[:-1], b.dims[-1:]
     inner_b = b.rank - 2 if b.rank > 1 else 0
-    op.algebra.unify(a.dims[-1], b.dims[inner_b])
+    lead, pairs = broadcast_pairs([a.dims[:-2], b.dims[:-2]])
+    op.algebra.unify_all([*pairs, (a.dims[-1], b.dims[inner_b])])
+    op.algebra.meet(tuple(f for dim in b.dims[:-2] for f in dim), SymmetryClass.PERMUTATION)
     op.consume("self", a.rank - 1)
     op.consume("other", inner_b)
-    lead: Layout = ()
-    if a.rank > 2 or b.rank > 2:
-        lead = op.algebra.broadcast([a.dims[:-2], b.dims[:-2]])
-        op.algebra.meet(tuple(f for dim in b.dims[:-2] for f in dim), SymmetryClass.PERMUTATION)
     return Label((*lead, *rows[-1:], *(columns if b.rank > 1 else ())))
 
 
@@ -80,8 +79,8 @@ def attention(op: Op) -> Label:
         op.algebra.unify(batch_q[-1], op.algebra.norm(heads) + copies)
         batch_k[-1] = batch_v[-1] = heads + copies
     queries, keys = q.dims[-2], k.dims[-2]
-    lead = op.algebra.broadcast([tuple(batch_q), tuple(batch_k), tuple(batch_v)])
-    op.algebra.unify_all([(keys, v.dims[-2]), (q.dims[-1], k.dims[-1])])
+    lead, pairs = broadcast_pairs([tuple(batch_q), tuple(batch_k), tuple(batch_v)])
+    op.algebra.unify_all([*pairs, (keys, v.dims[-2]), (q.dims[-1], k.dims[-1])])
     if op.get("is_causal", False):
         op.algebra.fix(queries, "causal mask")
         op.algebra.fix(keys, "causal mask")
