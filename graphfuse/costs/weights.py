@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from graphfuse.carry import carry
@@ -68,7 +69,7 @@ class WeightEvidence:
         self.problem = problem
         self._patches: dict[int, list[_Patch]] = {axis.id: [] for axis in problem.axes}
         for label in labels:
-            pair = _comparable(state_a[label.name]), _comparable(state_b[label.name])
+            pair = _comparable(state_a[label.name], state_b[label.name])
             scale = _scale(*pair)
             if scale is None:
                 continue
@@ -118,9 +119,10 @@ def _places(cell: Cell, axis: int) -> list[int]:
     return [p for p, other in enumerate(cell.axes) if other == axis]
 
 
-def _comparable(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    return tensor if tensor.element_size() >= 4 else tensor.float()
+def _comparable(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in one dtype, at least single precision."""
+    kind = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    return a.detach().to(kind), b.detach().to(kind)
 
 
 def _scale(a: Tensor, b: Tensor) -> _Scale | None:

@@ -1,0 +1,50 @@
+"""Write the README's tables from what was measured: the demo's demo.json and the records of benchmarks/label.py.
+
+python benchmarks/readme.py demo-out/demo.json
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import label
+from records import table
+
+README = Path(__file__).parents[1] / "README.md"
+HEAD = ["accuracy, %", "parents", "ensemble", "plain average", "plain, calibrated", "aligned", "hard", "soft"]
+
+
+def demo_table(result: dict[str, Any]) -> str:
+    """One row for each fusion of the demo."""
+    return table(HEAD, [_row(pair) for pair in result["pairs"]])
+
+
+def _row(pair: dict[str, Any]) -> list[str]:
+    figures = [pair[key] for key in ("ensemble", "plain", "plain_calibrated", "aligned", "hard", "soft")]
+    shown = ["-" if value is None else f"{value:.1f}" for value in figures]
+    return [pair["title"], " / ".join(f"{value:.1f}" for value in pair["accuracies"]), *shown]
+
+
+def filled(text: str, name: str, content: str) -> str:
+    """The text with what stands between the markers of this name replaced."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+    if not pattern.search(text):
+        raise SystemExit(f"{README}: no markers {begin} ... {end}")
+    return pattern.sub(lambda _: f"{begin}\n\n{content}\n\n{end}", text)
+
+
+def main() -> None:
+    """Fill both tables."""
+    if len(sys.argv) != 2:
+        raise SystemExit(__doc__)
+    text = filled(README.read_text(), "demo", demo_table(json.loads(Path(sys.argv[1]).read_text())))
+    README.write_text(filled(text, "label", label.show()))
+
+
+if __name__ == "__main__":
+    main()
