@@ -24,8 +24,6 @@ from graphfuse.maps import Maps
 from graphfuse.symmetry import Axis, SymmetryGraph
 
 Progress = Callable[[str, int, int], None]
-_Place = tuple[str, int, int]
-"""Node, number of the cell among all cells of the node, position in the cell."""
 
 
 def sites(graph: SymmetryGraph) -> dict[int, tuple[str, ...]]:
@@ -86,7 +84,7 @@ class ActivationEvidence:
         self._lockstep, self._data, self._fallback, self._progress = lockstep, data, fallback, progress
         known = sites(lockstep.correspondence.graph)
         self._sites = {axis.id: known.get(axis.id, ()) for axis in problem.axes}
-        self._seen: dict[int, dict[_Place, Moments]] = {}
+        self._seen: dict[int, dict[str, Moments]] = {}
 
     def ready(self, pending: Sequence[Axis], maps: Maps) -> Sequence[Axis]:
         """Axes whose inner axes are solved and whose activations were seen; runs the models if there are none."""
@@ -99,7 +97,11 @@ class ActivationEvidence:
         return done or self._fallback.ready(open_axes, maps)
 
     def moments(self, axis: Axis, maps: Maps) -> Sequence[Moments]:
-        """One entry for each node that shows the axis, of equal total variance; weights where none does."""
+        """One entry for each node that shows the axis, of equal total variance; weights where none does.
+
+        All cells of a node are one population: a class token counts as much as any patch, and what tells them apart
+        counts too (on small vision transformers this is worth a point after calibration).
+        """
         found = self._seen.get(axis.id)
         if found:
             return [_normalised(entry) for entry in found.values()]
@@ -138,13 +140,12 @@ class ActivationEvidence:
             )
         pair = (_single(left), _single(right))
         consumed = (False,) * len(moment.dims)
-        for number, cell in enumerate(cells(pair, moment.dims, moment.sizes)):
+        for cell in cells(pair, moment.dims, moment.sizes):
             for position, id in enumerate(cell.axes):
                 if id in axes and moment.node in self._sites[id] and judges(cell.axes, position, self.problem, maps):
                     found = self._gram(cell, consumed, axes[id], position, maps)
                     seen = self._seen.setdefault(id, {})
-                    place = (moment.node, number, position)
-                    seen[place] = found.merge(seen.get(place))
+                    seen[moment.node] = found.merge(seen.get(moment.node))
 
     def _gram(self, cell: Cell, consumed: Sequence[bool], axis: Axis, position: int, maps: Maps) -> Moments:
         slots, along, context = slots_for(cell, consumed, axis, position, self.problem, maps)
