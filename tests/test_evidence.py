@@ -101,6 +101,30 @@ def test_streamed_moments_are_the_correlations_of_all_activations() -> None:
     assert_close(found, torch.corrcoef(units.T)[:11, 11:], rtol=1e-5, atol=1e-5)
 
 
+class Joint(nn.Module):
+    """One projection for two operands of a product, read on a class token and six patches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.both, self.out = nn.Parameter(torch.randn(1, 1, 5)), nn.Linear(5, 14), nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.first.expand(len(x), -1, -1), x], 1)
+        a, b = self.both(x).chunk(2, -1)
+        return self.out(a * b.tanh()).sum(1)
+
+
+def test_blocks_of_a_node_are_one_population_but_for_those_along_the_axis_itself() -> None:
+    x, models = torch.randn(20, 6, 5), [Joint(), Joint()]
+    found = first_likeness(models[0], models[1], [x])
+    with torch.no_grad():
+        rows = [m.both(torch.cat([m.first.expand(20, -1, -1), x], 1)).flatten(0, 1) for m in models]
+    assert len(found) == 2
+    for block, entry in zip((slice(0, 7), slice(7, 14)), found, strict=True):
+        units = torch.cat([y[:, block] for y in rows], 1).double()
+        assert_close(entry, torch.corrcoef(units.T)[:7, 7:], rtol=1e-5, atol=1e-5)
+
+
 def test_batches_of_other_shapes_are_traced_anew() -> None:
     a, b = randomise(UNet(), 1), randomise(UNet(), 2)
     x = images(7)

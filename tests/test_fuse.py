@@ -41,12 +41,12 @@ def test_a_model_fused_with_a_permuted_copy_of_itself_is_itself(name: str) -> No
     assert result.report["calibration"] is None
 
 
-@pytest.mark.parametrize("name", ["mlp", "decoder", "grouped", "lstm", "unet"])
+@pytest.mark.parametrize("name", ["mlp", "resnet", "decoder", "grouped", "lstm", "unet"])
 def test_calibration_does_not_take_a_model_away_from_itself(name: str) -> None:
     build, inputs = ZOO[name]
     model, x = scaled(build()), inputs()
     data = [x, inputs()]
-    result = fuse([model, planted(model, x)], data=data, config={"calibrate": {"batch_norm": False}})
+    result = fuse([model, planted(model, x)], data=data)
     assert result.report["calibration"]["inputs"] > 0
     for batch in data:
         wanted = run(model, batch)

@@ -71,19 +71,17 @@ class Lane:
         """Run a contraction once more, with the weights that it has now."""
         return self.fused.again(self._name(node), self._name(operand), x, state)
 
-    def mean(self, node: str, shares: Sequence[float], models: Sequence[Aligned]) -> Tensor:
-        """The weighted mean of the parents' values at a node, in the target's coordinates."""
+    def aligned(self, node: str, models: Sequence[Aligned]) -> list[Tensor]:
+        """The value at a node of each parent that has a share, in the target's coordinates."""
         dims: Any = self.names.graph.nodes[node]
-        total = None
+        consumed, sizes = (False,) * len(dims), self.names.sizes
+        found = []
         for k, run in enumerate(self.parents):
-            if run is None:
-                continue
-            value = run.to(self.names.nodes[1 + k][node])
-            sizes = self.names.sizes
-            moved = transform(value, dims, (False,) * len(dims), models[k].maps, sizes[1 + k], sizes[1 + self.target])
-            total = shares[k] * moved if total is None else total + shares[k] * moved
-        assert total is not None
-        return total
+            if run is not None:
+                value = run.to(self.names.nodes[1 + k][node])
+                moved = transform(value, dims, consumed, models[k].maps, sizes[1 + k], sizes[1 + self.target])
+                found.append(moved)
+        return found
 
     def _name(self, node: str) -> str:
         name = self.here(node)

@@ -7,6 +7,7 @@ section 3; Ainsworth et al., Git Re-Basin (arXiv 2209.04836), section 3.1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -84,7 +85,7 @@ class ActivationEvidence:
         self._lockstep, self._data, self._fallback, self._progress = lockstep, data, fallback, progress
         known = sites(lockstep.correspondence.graph)
         self._sites = {axis.id: known.get(axis.id, ()) for axis in problem.axes}
-        self._seen: dict[int, dict[str, Moments]] = {}
+        self._seen: dict[int, dict[tuple[str, int], Moments]] = {}
 
     def ready(self, pending: Sequence[Axis], maps: Maps) -> Sequence[Axis]:
         """Axes whose inner axes are solved and whose activations were seen; runs the models if there are none."""
@@ -99,8 +100,9 @@ class ActivationEvidence:
     def moments(self, axis: Axis, maps: Maps) -> Sequence[Moments]:
         """One entry for each node that shows the axis, of equal total variance; weights where none does.
 
-        All cells of a node are one population: a class token counts as much as any patch, and what tells them apart
-        counts too (on small vision transformers this is worth a point after calibration).
+        Blocks along the axis' own dim (queries and keys of one projection) are entries of their own. Blocks along
+        other dims are one population: a class token counts as much as any patch, and what tells them apart counts too
+        (on small vision transformers each of these is worth a point after calibration).
         """
         found = self._seen.get(axis.id)
         if found:
@@ -138,14 +140,15 @@ class ActivationEvidence:
                 f"activations at {moment.node!r} are not finite on this data.\n"
                 "  what to do: look for NaN or infinite values in the inputs and in the weights"
             )
-        pair = (_single(left), _single(right))
+        pair = (_single(left).contiguous(), _single(right))
         consumed = (False,) * len(moment.dims)
         for cell in cells(pair, moment.dims, moment.sizes):
             for position, id in enumerate(cell.axes):
                 if id in axes and moment.node in self._sites[id] and judges(cell.axes, position, self.problem, maps):
                     found = self._gram(cell, consumed, axes[id], position, maps)
                     seen = self._seen.setdefault(id, {})
-                    seen[moment.node] = found.merge(seen.get(moment.node))
+                    place = moment.node, _start(cell, pair[0], position)
+                    seen[place] = found.merge(seen.get(place))
 
     def _gram(self, cell: Cell, consumed: Sequence[bool], axis: Axis, position: int, maps: Maps) -> Moments:
         slots, along, context = slots_for(cell, consumed, axis, position, self.problem, maps)
@@ -160,6 +163,13 @@ def _normalised(moments: Moments) -> Moments:
     scaled = moments.rescaled(0.0, scale_a, 0.0, scale_b)
     n = moments.count
     return Moments(1, scaled.mean_a, scaled.mean_b, scaled.square_a / n, scaled.square_b / n, scaled.cross / n)
+
+
+def _start(cell: Cell, whole: Tensor, position: int) -> int:
+    """Where a cell of a contiguous tensor begins along the tensor's dim that a position is part of."""
+    d = cell.origin[position]
+    offset = int(cell.views[0].storage_offset() - whole.storage_offset())
+    return offset // math.prod(whole.shape[d + 1 :]) % whole.shape[d]
 
 
 def _single(tensor: Tensor) -> Tensor:

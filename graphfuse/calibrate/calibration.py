@@ -168,10 +168,11 @@ class _Work:
             self._leave(due, "no counterpart in the graph of a batch of another shape")
             return
         values = [lane.at(name) for lane in self.lanes]
-        means = None
-        wanted = due is not None or name in self.plan.skips
+        parents, means = None, None
+        wanted = due is not None or name in self.plan.skips or name in self.plan.statistics
         if wanted and all(lane.comparable(name, self.models) for lane in self.lanes):
-            means = [lane.mean(name, self.shares, self.models) for lane in self.lanes]
+            parents = [lane.aligned(name, self.models) for lane in self.lanes]
+            means = [self._mean(each) for each in parents]
         if due is not None:
             values = self._fit(due, values, means, rows)
         if name in self.plan.skips and means is not None:
@@ -179,7 +180,7 @@ class _Work:
         if name in self.plan.operands:
             self.operands[name] = values
         for found in self.plan.statistics.get(name, ()):
-            self._estimate(found, values)
+            self._estimate(found, values, parents)
         for spent in self.plan.spent.get(name, ()):
             self.operands.pop(spent, None)
             self.drifts.pop(spent, None)
@@ -210,12 +211,32 @@ class _Work:
         pairs = zip(self.lanes, inputs, strict=True)
         return [lane.again(found.node, found.operand, x, self.state) for lane, x in pairs]
 
-    def _estimate(self, found: Statistics, values: Sequence[Tensor]) -> None:
-        """Mean and variance, over all inputs, of each channel of what a batch norm is about to read."""
-        rows = [value.movedim(1, -1).flatten(0, -2) for value in values]
-        count = sum(len(part) for part in rows)
-        mean = torch.stack([part.sum(0, dtype=torch.float64) for part in rows]).sum(0) / count
-        squares = torch.stack([(part.double() - mean).square().sum(0) for part in rows]).sum(0)
+    def _mean(self, parents: Sequence[Tensor]) -> Tensor:
+        """The weighted mean over the parents that have a share."""
+        shares = [share for share in self.shares if share]
+        return torch.stack([share * value for share, value in zip(shares, parents, strict=True)]).sum(0)
+
+    def _estimate(self, found: Statistics, values: list[Tensor], parents: list[list[Tensor]] | None) -> None:
+        """Statistics of what a batch norm is about to read.
+
+        They are the averaged ones, moved by as much as the fused model's activations differ from its parents' on these
+        inputs, so that a model fused with itself stays what it is.
+        """
+        mean, var = _statistics(values)
+        if parents is not None:
+            each = [_statistics(list(own)) for own in zip(*parents, strict=True)]
+            mean = self.state[found.mean] + mean - self._mean([m for m, _ in each])
+            usual = self._mean([v for _, v in each])
+            var = torch.where(usual > 0, self.state[found.var] * var / usual, self.state[found.var].double())
         self.state[found.mean].copy_(mean)
-        self.state[found.var].copy_(squares / max(count - 1, 1))
+        self.state[found.var].copy_(var)
         self.estimated.append(found.mean)
+
+
+def _statistics(values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel over all inputs, in float64."""
+    rows = [value.movedim(1, -1).flatten(0, -2) for value in values]
+    count = sum(len(part) for part in rows)
+    mean = torch.stack([part.sum(0, dtype=torch.float64) for part in rows]).sum(0) / count
+    squares = torch.stack([(part.double() - mean).square().sum(0) for part in rows]).sum(0)
+    return mean, squares / max(count - 1, 1)
