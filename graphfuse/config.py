@@ -44,7 +44,7 @@ class CalibrateConfig(_Settings):
         True, description="Re-solve each linear and convolution towards the mean of the aligned parents' outputs."
     )
     ridge: float = Field(
-        1e-4, gt=0, description="Pull towards the averaged weight, relative to the Gram matrix's mean diagonal."
+        1e-2, gt=0, description="Pull towards the averaged weight, relative to the Gram matrix's mean diagonal."
     )
     holdout: float = Field(
         0.2, ge=0, lt=1, description="Share of the inputs kept aside to decide whether the calibration is kept."
