@@ -446,3 +446,20 @@ def test_any_pytree_goes_in_and_comes_out(tree: Any, other: Any) -> None:
     captured = capture(model, (tree,), {"other": other})
     assert_same(captured.run(state_of(model), (tree,), {"other": other}), model(tree, other=other))
     assert captured.signature == signature_of((tree,), {"other": other})
+
+
+def test_a_cache_kept_in_a_dict_holds_no_traced_tensors() -> None:
+    class Cached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.cache = nn.Linear(3, 4), {}
+
+        def forward(self, x: Tensor) -> Tensor:
+            if "bias" not in self.cache:
+                self.cache["bias"] = self.a.bias * 2
+            return self.a(x) + self.cache["bias"]
+
+    model = Cached()
+    capture(model, (torch.randn(2, 3),))
+    assert model.cache == {}
+    copy.deepcopy(model)

@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from graphfuse.frontend.lowering import Decompose, Kind, Program, Slot, lower, user_outputs
-from graphfuse.frontend.tracing import quiet
+from graphfuse.frontend.tracing import quiet, restoring
 
 KINDS: dict[InputKind, Kind] = {
     InputKind.PARAMETER: "parameter",
@@ -22,7 +22,7 @@ KINDS: dict[InputKind, Kind] = {
 
 
 def by_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], decompose: Decompose) -> Program:
-    with quiet():
+    with quiet(), restoring(model):
         exported, notes = lower(_export(model, args, kwargs), decompose)
     signature = exported.graph_signature
     slots: dict[str, Slot] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import os
@@ -97,6 +98,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def restoring(model: nn.Module) -> Iterator[None]:
     """A forward that keeps things on its modules (caches, counters) must not keep traced tensors there."""
     saved = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
+    caches = [value for _, attributes, _ in saved for value in attributes.values() if type(value) in (dict, list)]
+    contents = [(cache, copy.copy(cache)) for cache in caches]
     buffers = [buffer for buffer in model.buffers() if not buffer.is_inference()]
     values = [(buffer, buffer._version, buffer.clone()) for buffer in buffers]
     try:
@@ -107,6 +110,9 @@ def restoring(model: nn.Module) -> Iterator[None]:
             vars(module).update(attributes)
             module._buffers.clear()
             module._buffers.update(own)
+        for cache, content in contents:
+            cache.clear()
+            cache.update(content) if isinstance(cache, dict) else cache.extend(content)
         for buffer, version, value in values:
             if buffer._version != version:
                 buffer.copy_(value)
