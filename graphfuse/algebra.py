@@ -206,6 +206,8 @@ class Algebra(DimAlgebra):
     def _joined(self, dims: list[Dim], keys: list[frozenset[Leaf]]) -> Dim:
         normal = [self.norm(dim) for dim in dims]
         if len(set(normal)) == 1:
+            for dim in normal[1:]:
+                self.agree(normal[0], dim)
             return normal[0]
         branches: dict[Leaf, Dim] = {}
         for dim, own in zip(normal, keys, strict=True):

@@ -16,7 +16,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 
 class SymmetryClass(enum.IntFlag):
@@ -35,10 +35,15 @@ class SymmetryClass(enum.IntFlag):
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """One axis: its number within a labelling, and how many elements it has."""
+    """One axis where it occurs: its number within a labelling, how many elements it has, and its variance.
+
+    A map g of the axis acts by g where the occurrence is not ``dual``, by the inverse transpose of g where it is: on
+    the two sides of a contraction, so that x . w stays. For permutations both are the same, so equality ignores it.
+    """
 
     id: int
     size: int
+    dual: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +99,21 @@ def walk_leaves(dim: Dim) -> Iterator[Leaf]:
                     yield from walk_leaves(branch)
 
 
+def dualised(dim: Dim) -> Dim:
+    """The same dim with the variance of every axis turned round: the other side of a contraction."""
+    return tuple(_turned(factor) for factor in dim)
+
+
+def _turned(factor: Factor) -> Factor:
+    match factor:
+        case Leaf():
+            return replace(factor, dual=not factor.dual)
+        case Sum():
+            return Sum(tuple(dualised(part) for part in factor.parts))
+        case Case():
+            return Case(tuple((key, dualised(branch)) for key, branch in factor.branches))
+
+
 def render(dim: Dim) -> str:
     """A dim in the notation of the documentation: ``a3:12 x a4:64``, ``(a1:8 + a2:16)``, ``{a1: a5:4 | a2: a6:4}``."""
     if not dim:
@@ -102,7 +122,7 @@ def render(dim: Dim) -> str:
     for factor in dim:
         match factor:
             case Leaf():
-                words.append(f"a{factor.id}:{factor.size}")
+                words.append(f"a{factor.id}{chr(39) * factor.dual}:{factor.size}")
             case Sum():
                 words.append("(" + " + ".join(render(part) for part in factor.parts) + ")")
             case Case():

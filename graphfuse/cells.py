@@ -24,13 +24,15 @@ class Cell:
 
     ``views[k].dim() == len(axes)`` for every k; dimension j of each view runs along axis ``axes[j]`` and comes from
     dimension ``origin[j]`` of the tensors. Leaves of size 1 that stand alone in a block are dimensions like any other,
-    so an axis that another one depends on is found among ``axes`` (``present`` is the same as a set).
+    so an axis that another one depends on is found among ``axes`` (``present`` is the same as a set). ``duals`` says
+    where an axis occurs with inverse variance.
     """
 
     views: tuple[Tensor, ...]
     axes: tuple[int, ...]
     origin: tuple[int, ...]
     present: frozenset[int]
+    duals: tuple[bool, ...] = ()
 
     def along(self, position: int, axis: int) -> int:
         """The dimension along ``axis`` that goes with dimension ``position``: in the same dim, else the only other."""
@@ -137,8 +139,9 @@ def _split(now: _Open, sizes: Sequence[Sizes]) -> Iterator[Cell]:
     if waiting:
         yield from _split(_resolve(now, waiting), sizes)
         return
-    axes = tuple(dim[0].id for dim in now.dims if isinstance(dim[0], Leaf))
-    yield Cell(now.views, axes, now.origin, frozenset(axes))
+    leaves = [dim[0] for dim in now.dims if isinstance(dim[0], Leaf)]
+    axes = tuple(leaf.id for leaf in leaves)
+    yield Cell(now.views, axes, now.origin, frozenset(axes), tuple(leaf.dual for leaf in leaves))
 
 
 def _without(now: _Open, d: int) -> _Open:

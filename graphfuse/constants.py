@@ -15,7 +15,7 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 
 from graphfuse.algebra import Algebra
-from graphfuse.axes import Dim
+from graphfuse.axes import Dim, SymmetryClass
 from graphfuse.rulebook.op import Label
 
 MAX_ELEMENTS = 1 << 25
@@ -97,6 +97,8 @@ def constant_label(algebra: Algebra, value: Tensor) -> Label:
         for d in range(value.dim())
     ]
     points = dims[counted] if counted is not None else None
+    if bool(value.any()):  # zeros are kept by every map, other equal elements only by permutations
+        algebra.meet(tuple(factor for dim in dims for factor in dim), SymmetryClass.PERMUTATION)
     uniform = frozenset(leaf for d, dim in enumerate(dims) if d != counted for leaf in algebra.leaves(dim))
     return Label(tuple(dims), points, value=value, is_mask=value.dtype == torch.bool, uniform=uniform)
 

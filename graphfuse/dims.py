@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from graphfuse.axes import Case, Dim, Factor, Layout, Leaf, Sum, dim_size, factor_size
+from graphfuse.axes import Case, Dim, Factor, Layout, Leaf, Sum, dim_size, dualised, factor_size
 from graphfuse.store import Mismatch, Store
 
 
@@ -50,7 +50,7 @@ class DimAlgebra(Store):
                 version = self._version
                 fact.term = self.norm(fact.term)
                 fact.normal = version  # stale at once if normalising has refined anything
-            return fact.term
+            return dualised(fact.term) if root.dual else fact.term
         return () if root.size == 1 else (root,)
 
     def _norm_sum(self, factor: Sum) -> Dim:
@@ -70,8 +70,11 @@ class DimAlgebra(Store):
                     self.unify(branches[leaf], branch)
                 branches[leaf] = branch
         normal = {key: self.norm(branch) for key, branch in branches.items()}
-        if len(set(normal.values())) == 1:
-            return next(iter(normal.values()))
+        first, *rest = normal.values()
+        if all(branch == first for branch in rest):
+            for branch in rest:
+                self.agree(first, branch)
+            return first
         return (Case(tuple(sorted(normal.items(), key=lambda item: item[0].id))),)
 
     def _distribute(self, total: Sum, rest: Dim) -> Sum:
@@ -115,7 +118,7 @@ class DimAlgebra(Store):
             branches.append((key, (self.leaf(leaf.size, context, like=leaf),)))
         case = Case(tuple(branches))
         self._bind_to(leaf, (case,))
-        return case
+        return Case(tuple((key, dualised(branch)) for key, branch in branches)) if leaf.dual else case
 
     def _restrict_case(self, case: Case, keys: frozenset[Leaf], keep: frozenset[Leaf]) -> Dim:
         hit = [(key, branch) for key, branch in case.branches if key in keep]
@@ -199,6 +202,7 @@ class DimAlgebra(Store):
             return
         a, b = self.norm(a), self.norm(b)
         if a == b:
+            self.agree(a, b)
             return
         if dim_size(a) != dim_size(b):
             self._clash(a, b)
@@ -250,7 +254,7 @@ class DimAlgebra(Store):
                 self.unify((f,), (g,))
             case Leaf(), Leaf():
                 self._union(f, g)
-            case Leaf(), Case() if not {key for key, _ in g.branches} <= self.context(f):
+            case Leaf(), Case() if f in self.leaves((g,)) or not {key for key, _ in g.branches} <= self.context(f):
                 self.unify((f,), self.collapse(g))
             case Leaf(), _:
                 self._bind(f, (g,))
@@ -288,7 +292,7 @@ class DimAlgebra(Store):
             self.drop_context(part, self.context(part) - allowed)
             self.fact(part).keyed |= fact.keyed
         self.meet(dim, fact.symmetry)
-        self._bind_to(leaf, dim)
+        self._bind_to(leaf, dualised(dim) if leaf.dual else dim)
         for reason in fact.reasons.values():
             for part in self.leaves(dim):
                 self.fact(part).reasons.setdefault(reason.why, reason)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from graphfuse.axes import Case, Dim, Leaf, Sum, dim_size, walk_leaves
+from graphfuse.axes import Case, Dim, Leaf, Sum, SymmetryClass, dim_size, walk_leaves
 from graphfuse.capture import Captured
 from graphfuse.labeling import Labelling
 from graphfuse.rulebook.op import Label
@@ -52,6 +52,44 @@ def consumed_dims(flow: Flow, labelling: Labelling, node: fx.Node) -> tuple[bool
                 met = {c for d, c in zip(derived.dims, columns, strict=True) if inside & set(walk_leaves(d))}
                 (read if met == {True} else written).add(dim)
     return tuple(dim in read and dim not in written for dim in range(label.rank))
+
+
+def settle_products(flow: Flow, labelling: Labelling) -> None:
+    """Where two tensors are multiplied elementwise, let scales pass only if one of the two is a gain, which stays."""
+    for name, places in labelling.factors.items():
+        operands = flow.nodes[name].all_input_nodes
+        still = [(operand, dim) for operand, dim in places if not flow.is_data(flow.nodes[operand])]
+        one_gain = len(operands) == 2 and any(flow.is_data(node) for node in operands) and len(still) > 0
+        if not (one_gain and all(_is_gain(flow, labelling, flow.nodes[operand], dim) for operand, dim in still)):
+            for operand, dim in places:
+                labelling.algebra.meet(_label_of(labelling, operand).dims[dim], SymmetryClass.PERMUTATION)
+
+
+def gain_dims(flow: Flow, labelling: Labelling, node: fx.Node) -> tuple[bool, ...]:
+    """For each dim of a parameter: whether all that reads it multiplies data by it elementwise along that dim."""
+    label = _label_of(labelling, node.name)
+    return tuple(_is_gain(flow, labelling, node, dim) for dim in range(label.rank))
+
+
+def _is_gain(flow: Flow, labelling: Labelling, node: fx.Node, dim: int) -> bool:
+    inside = set(walk_leaves(_label_of(labelling, node.name).dims[dim]))
+    for user in node.users:
+        if flow.is_data(user):
+            if (node.name, dim) not in labelling.factors.get(user.name, ()):
+                return False
+        elif not isinstance(derived := labelling.values[user.name], Label):
+            return False
+        else:
+            places = [d for d, other in enumerate(derived.dims) if inside & set(walk_leaves(other))]
+            if not places or not all(_is_gain(flow, labelling, user, d) for d in places):
+                return False
+    return bool(node.users)
+
+
+def _label_of(labelling: Labelling, name: str) -> Label:
+    label = labelling.values[name]
+    assert isinstance(label, Label)
+    return label
 
 
 def free_leaves(labelling: Labelling) -> frozenset[Leaf]:

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from graphfuse.algebra import Algebra, Held, Reason
-from graphfuse.axes import Layout, Leaf
+from graphfuse.axes import Layout, Leaf, SymmetryClass
 from graphfuse.capture import Captured
 from graphfuse.constants import Constants, constant_label
 from graphfuse.rulebook import RuleBook
@@ -41,13 +41,15 @@ class Note:
 class Labelling:
     """Labels of every node and every movable tensor, over one algebra.
 
-    ``consumed`` holds, by node name, the ``(operand node, dim)`` pairs that the node's op contracts away.
+    ``consumed`` holds, by node name, the ``(operand node, dim)`` pairs that the node's op contracts away; ``factors``
+    those that multiply the other operand elementwise.
     """
 
     algebra: Algebra
     values: Mapping[str, Value]
     tensors: Mapping[str, Layout]
     consumed: Mapping[str, frozenset[tuple[str, int]]]
+    factors: Mapping[str, frozenset[tuple[str, int]]]
     notes: tuple[Note, ...]
 
 
@@ -81,6 +83,7 @@ class _Labeller:
         self.values: dict[fx.Node, Value] = {}
         self.tensors: dict[str, Layout] = {}
         self.consumed: dict[str, frozenset[tuple[str, int]]] = {}
+        self.factors: dict[str, frozenset[tuple[str, int]]] = {}
         self.notes: list[Note] = []
 
     def run(self) -> Labelling:
@@ -93,7 +96,7 @@ class _Labeller:
             self._protect(name)
         self._settle()
         named = {node.name: value for node, value in self.values.items()}
-        return Labelling(self.algebra, named, self.tensors, self.consumed, tuple(self.notes))
+        return Labelling(self.algebra, named, self.tensors, self.consumed, self.factors, tuple(self.notes))
 
     # ---------------------------------------------------------------- nodes
 
@@ -113,6 +116,10 @@ class _Labeller:
         if not any(shape is not None for shape in _shapes(node)):
             self._read_as_number(node)
             return None
+        if _is_summed_square(node):
+            operand = self.values[node.all_input_nodes[0]]
+            if isinstance(operand, Label) and operand.points is None:
+                return replace(operand, value=None, squared=True)
         rule = self.rules.lookup(node.target)
         return self._unknown(node, "no rule") if rule is None else self._apply(node, node.target, rule)
 
@@ -148,6 +155,8 @@ class _Labeller:
         except Exception as error:  # whatever a rule fails on, fixing all that the op touches stays sound
             return self._unknown(node, f"its rule failed: {type(error).__name__}: {error}")
         self.consumed[node.name] = frozenset(_operand_dims(node, target, op.consumed))
+        if op.factors:
+            self.factors[node.name] = frozenset(_operand_dims(node, target, op.factors))
         metas = node.meta["val"] if op.several else [node.meta["val"]]
         done = [self._finish(output, operands, held, meta) for output, meta in zip(outputs, metas, strict=False)]
         return [*done] if op.several else done[0]
@@ -155,6 +164,7 @@ class _Labeller:
     def _finish(self, output: Label, operands: list[Label], held: Mapping[Leaf, Held], meta: Any) -> Label:
         """Drop contexts that the output does not carry, and what it no longer holds or is no longer uniform along."""
         own = self.algebra.layout_leaves(output.dims)
+        self._lower_classes(own, operands, meta)
         scope = {
             axis: hold
             for axis, hold in {**held, **output.held}.items()
@@ -163,6 +173,13 @@ class _Labeller:
         dims = self.algebra.limit(output.dims, scope)
         uniform = own - self._varying(operands)
         return replace(output, dims=dims, held=scope, is_mask=_is_mask(meta), value=None, uniform=uniform)
+
+    def _lower_classes(self, own: frozenset[Leaf], operands: list[Label], meta: Any) -> None:
+        """An axis that the op makes holds equal elements, which only permutations keep; integers have no rotations."""
+        made = own.difference(*(self.algebra.layout_leaves(x.dims) for x in operands))
+        self.algebra.meet(tuple(made), SymmetryClass.PERMUTATION)
+        if isinstance(meta, Tensor) and not (meta.is_floating_point() or meta.is_complex()):
+            self.algebra.meet(tuple(own - made), SymmetryClass.MONOMIAL)
 
     def _varying(self, operands: list[Label]) -> frozenset[Leaf]:
         """Axes along which some operand's elements differ; one that no operand has is a broadcast dim."""
@@ -268,6 +285,19 @@ def moved_buffers(captured: Captured, rules: RuleBook) -> dict[str, str]:
                 if argument.name in named and isinstance(value, fx.Node) and value.name in buffers:
                     found[value.name] = buffers[value.name]
     return found
+
+
+def _is_summed_square(node: fx.Node) -> bool:
+    """Whether the node squares a real tensor and all that reads the squares are sums or means over some dims."""
+    aten, value = torch.ops.aten, node.meta.get("val")
+    squares = (
+        node.target is aten.square.default
+        or (node.target is aten.pow.Tensor_Scalar and bool(node.args[1] == 2))
+        or (node.target is aten.mul.Tensor and node.args[0] is node.args[1])
+    )
+    sums = (aten.sum.dim_IntList, aten.mean.dim, aten.sum.default, aten.mean.default)
+    real = isinstance(value, Tensor) and value.is_floating_point()
+    return squares and real and len(node.users) > 0 and all(user.target in sums for user in node.users)
 
 
 def _op_name(node: fx.Node) -> str:

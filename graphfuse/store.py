@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from graphfuse.axes import Case, Dim, Layout, Leaf, Sum, SymmetryClass
+from graphfuse.axes import Case, Dim, Layout, Leaf, Sum, SymmetryClass, walk_leaves
 
 
 class Mismatch(Exception):
@@ -71,13 +71,17 @@ class Store:
         return self._facts[self.root(leaf).id]
 
     def root(self, leaf: Leaf) -> Leaf:
-        """The representative of the axes that were unified with this one."""
-        path: list[_Fact] = []
+        """The representative of the axes that were unified with this one, with the variance that it has here."""
+        path: list[tuple[_Fact, bool]] = []
+        dual = leaf.dual
         while (parent := self._facts[leaf.id].parent) is not None:
-            path.append(self._facts[leaf.id])
+            path.append((self._facts[leaf.id], dual))
+            dual ^= parent.dual
             leaf = parent
-        for fact in path[:-1]:
-            fact.parent = leaf
+        if leaf.dual != dual:
+            leaf = Leaf(leaf.id, leaf.size, dual)
+        for fact, before in path[:-1]:
+            fact.parent = Leaf(leaf.id, leaf.size, dual ^ before)
         return leaf
 
     # ---------------------------------------------------------------- making axes
@@ -190,6 +194,12 @@ class Store:
         for leaf in self.leaves(dim):
             self.fact(leaf).symmetry &= symmetry
 
+    def agree(self, a: Dim, b: Dim) -> None:
+        """Two equal dims are one: an axis that is dual in one of them only must be moved by rotations, if not less."""
+        for f, g in zip(walk_leaves(a), walk_leaves(b), strict=True):
+            if f.dual != g.dual:
+                self.meet((f,), SymmetryClass.ORTHOGONAL)
+
     def drop_context(self, leaf: Leaf, gone: frozenset[Leaf]) -> None:
         """Let the map of an axis no longer differ along ``gone``."""
         context = self.context(leaf)
@@ -211,10 +221,11 @@ class Store:
     def _union(self, a: Leaf, b: Leaf) -> None:
         a, b = self.root(a), self.root(b)
         if a == b:
+            self.agree((a,), (b,))
             return
         context = (self.context(a) - {b}) & (self.context(b) - {a})
         kept, gone = self._facts[a.id], self._facts[b.id]
-        gone.parent = a
+        gone.parent = Leaf(a.id, a.size, a.dual ^ b.dual)
         self._version += 1
         for why, reason in gone.reasons.items():
             kept.reasons.setdefault(why, reason)

@@ -16,7 +16,7 @@ from graphfuse.algebra import Reason
 from graphfuse.axes import Layout, Leaf, SymmetryClass, walk_leaves
 from graphfuse.capture import Captured, capture, state_of
 from graphfuse.constants import makes_constants
-from graphfuse.flow import Flow, consumed_dims, flow_of, free_elements, free_leaves
+from graphfuse.flow import Flow, consumed_dims, flow_of, free_elements, free_leaves, gain_dims, settle_products
 from graphfuse.labeling import Labelling, Note, Value, label
 from graphfuse.roles import roles_of
 from graphfuse.rulebook import RuleBook, load_rules
@@ -36,7 +36,7 @@ class Axis:
     """One axis of a model: free when ``reasons`` is empty.
 
     ``context`` lists the axes along which its map may differ (its own map for each head, say); ``symmetry`` is the
-    largest class that the rules of all its ops allow, permutations being the one that ``verify`` checks.
+    largest class of maps that all its ops keep (``verify`` checks permutations, with ``classes=True`` all of it).
     """
 
     id: int
@@ -56,12 +56,16 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class TensorLabel:
-    """A parameter or moved buffer: its label, and which of its dims are columns (contracted by all that reads them)."""
+    """A parameter or moved buffer: its label, and which of its dims are columns (contracted by all that reads them).
+
+    Along the dims of ``gains`` it only multiplies data elementwise, so scales and signs of the axis leave it as it is.
+    """
 
     name: str
     shape: tuple[int, ...]
     dims: Layout
     consumed: tuple[bool, ...]
+    gains: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,11 +198,11 @@ def trace(
     captured = capture(model, args, kwargs, lambda op: not (book.has_rule(op) or makes_constants(op)))
     middle = time.perf_counter()
     labelling = label(captured, book, state_of(model))
-    graph = _assemble(model, args, dict(kwargs or {}), captured, labelling, book)
+    graph = assemble(model, args, dict(kwargs or {}), captured, labelling, book)
     return replace(graph, seconds={"capture": middle - start, "label": time.perf_counter() - middle})
 
 
-def _assemble(
+def assemble(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
@@ -206,12 +210,15 @@ def _assemble(
     labelling: Labelling,
     book: RuleBook,
 ) -> SymmetryGraph:
+    """The symmetry graph of a labelled capture."""
     flow = flow_of(captured)
+    settle_products(flow, labelling)
     free = free_leaves(labelling)
     placeholders = {slot.name: flow.nodes[slot.node] for slot in captured.inputs if slot.name in labelling.tensors}
     tensors = {
         name: TensorLabel(name, tuple(placeholders[name].meta["val"].shape), labelling.algebra.norm_all(layout),
-                          consumed_dims(flow, labelling, placeholders[name]))
+                          consumed_dims(flow, labelling, placeholders[name]),
+                          gain_dims(flow, labelling, placeholders[name]))
         for name, layout in labelling.tensors.items()
     }  # fmt: skip
     axes = _axes(labelling, tensors, roles_of(flow, labelling, free))
@@ -240,10 +247,13 @@ def _axes(labelling: Labelling, tensors: Mapping[str, TensorLabel], roles: Mappi
                     touches.setdefault(leaf, {})[Touch(name, d)] = None
     counts: dict[str, int] = defaultdict(int)
     axes = []
+    outer = {key for leaf in touches for key in labelling.algebra.context(leaf)}
     for leaf, touched in touches.items():
         role = roles.get(leaf, "fixed")
         context = tuple(sorted(key.id for key in labelling.algebra.context(leaf) if key.size > 1))
         symmetry, reasons = labelling.algebra.symmetry(leaf), labelling.algebra.reasons(leaf)
+        if leaf in outer:  # what differs along an axis cannot follow a mixture of its elements
+            symmetry &= SymmetryClass.MONOMIAL
         name = f"{role}.{counts[role]}"
         axes.append(Axis(leaf.id, name, role, leaf.size, symmetry, context, tuple(touched), reasons))
         counts[role] += 1

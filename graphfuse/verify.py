@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphfuse.capture import state_of
 from graphfuse.errors import VerifyError
-from graphfuse.permutations import permuted, sample
+from graphfuse.groups import Elements, sample_elements, transformed
+from graphfuse.permutations import Permutations, permuted, sample
 from graphfuse.symmetry import Axis, SymmetryGraph
 
 TOLERANCE = 1e-6
@@ -70,7 +71,12 @@ class Verification:
 
 
 def verify(
-    graph: SymmetryGraph, trials: int = 3, seed: int = 0, progress: Callable[[int, int], None] | None = None
+    graph: SymmetryGraph,
+    trials: int = 3,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    classes: bool = False,
 ) -> Verification:
     """Check a symmetry graph by running its model with permuted parameters.
 
@@ -83,6 +89,8 @@ def verify(
         Of the random weights and maps; same seed, same result.
     progress : callable, optional
         Called with (trials done, trials).
+    classes : bool
+        Draw from each axis' full symmetry class (signs, scales, rotations, invertible maps), not permutations alone.
 
     Raises
     ------
@@ -95,9 +103,10 @@ def verify(
     worst, blamed = 0.0, ()
     for trial in range(trials):
         maps = sample(graph, check.generator)
-        error = check.error(maps)
+        elements = sample_elements(graph, check.generator) if classes else {}
+        error = check.error(maps, elements)
         if error > check.tolerance and not blamed:
-            ids = check.blame(maps, sorted(maps))
+            ids = check.blame(maps, elements, sorted(maps))
             blamed = tuple(graph.axis(id) for id in ids)
         worst = max(worst, error)
         if progress is not None:
@@ -172,18 +181,19 @@ class _Check:
                 worst = max(worst, float(difference.nan_to_num(float("inf")).max()))
         return worst / self.scale
 
-    def error(self, maps: Mapping[int, Tensor]) -> float:
+    def error(self, maps: Permutations, elements: Elements) -> float:
         """Change of the outputs under these maps."""
-        return self.change(permuted(self.graph, self.state, maps))
+        return self.change(transformed(self.graph, permuted(self.graph, self.state, maps), elements))
 
-    def blame(self, maps: Mapping[int, Tensor], ids: Sequence[int]) -> list[int]:
+    def blame(self, maps: Permutations, elements: Elements, ids: Sequence[int]) -> list[int]:
         """The axes whose maps change the function, by bisection; axes that only fail together are named together."""
-        if self.error({id: maps[id] for id in ids}) <= self.tolerance:
+        chosen = {id: elements[id] for id in ids if id in elements}
+        if self.error({id: maps[id] for id in ids}, chosen) <= self.tolerance:
             return []
         if len(ids) == 1:
             return list(ids)
         middle = len(ids) // 2
-        found = self.blame(maps, ids[:middle]) + self.blame(maps, ids[middle:])
+        found = self.blame(maps, elements, ids[:middle]) + self.blame(maps, elements, ids[middle:])
         return found or list(ids)
 
     def sensitivity(self, maps: Mapping[int, Tensor]) -> float:

@@ -463,3 +463,21 @@ def test_a_cache_kept_in_a_dict_holds_no_traced_tensors() -> None:
     capture(model, (torch.randn(2, 3),))
     assert model.cache == {}
     copy.deepcopy(model)
+
+
+def test_hooks_that_a_first_forward_installs_are_not_installed_twice() -> None:
+    class Hooked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.ready = nn.Linear(3, 4), False
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not self.ready:
+                self.a.register_forward_hook(lambda module, args, output: output + 1)
+                self.ready = True
+            return self.a(x)
+
+    model, x = Hooked(), torch.randn(2, 3)
+    captured = capture(model, (x,))
+    assert not model.a._forward_hooks
+    assert_same(captured.run(state_of(model), (x,)), model(x))

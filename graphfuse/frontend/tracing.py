@@ -10,6 +10,7 @@ import os
 import re
 import traceback
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,11 +95,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
+KEPT = (dict, OrderedDict, list)  # caches of modules, and their hooks
+
+
 @contextlib.contextmanager
 def restoring(model: nn.Module) -> Iterator[None]:
     """A forward that keeps things on its modules (caches, counters) must not keep traced tensors there."""
     saved = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
-    caches = [value for _, attributes, _ in saved for value in attributes.values() if type(value) in (dict, list)]
+    caches = [value for _, attributes, _ in saved for value in attributes.values() if type(value) in KEPT]
     contents = [(cache, copy.copy(cache)) for cache in caches]
     buffers = [buffer for buffer in model.buffers() if not buffer.is_inference()]
     values = [(buffer, buffer._version, buffer.clone()) for buffer in buffers]

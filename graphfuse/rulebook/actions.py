@@ -37,6 +37,7 @@ class LabelledCall:
     tensors: Mapping[str, Tensor]
     leaves: Mapping[str, tuple[Leaf, ...]]
     places: tuple[Place, ...]
+    factors: frozenset[tuple[str, int]] = frozenset()
 
     @property
     def outputs(self) -> list[str]:
@@ -88,7 +89,8 @@ def labelled(call: Call, rule: Rule) -> LabelledCall:
     results = call.run()
     shapes = tuple(tuple(value.shape) if isinstance(value, Tensor) else None for value in results)
     several = len(call.op._schema.returns) != 1 or "[]" in str(call.op._schema.returns[0].type)
-    answer = rule(Op(str(call.op), algebra, args, shapes, several))
+    op = Op(str(call.op), algebra, args, shapes, several)
+    answer = rule(op)
     labels = answer if isinstance(answer, list) else [answer]
     layouts: dict[str, Layout] = {name: args[name].dims for name in inputs}
     tensors = dict(inputs)
@@ -101,7 +103,7 @@ def labelled(call: Call, rule: Rule) -> LabelledCall:
         layouts = {name: algebra.limit(layout) for name, layout in layouts.items()}
     places = tuple(_places(layouts))
     leaves = {name: tuple(place.leaf for place in places if place.tensor == name) for name in tensors}
-    return LabelledCall(call, algebra, tensors, leaves, places)
+    return LabelledCall(call, algebra, tensors, leaves, places, frozenset(op.factors))
 
 
 def _places(layouts: Mapping[str, Layout]) -> Iterable[Place]:
@@ -212,13 +214,14 @@ def matrix(symmetry: SymmetryClass, size: int, generator: torch.Generator) -> Te
 def transform(call: LabelledCall, leaf: Leaf, g: Tensor) -> Callable[[str, Tensor], Tensor]:
     """A linear map on every tensor that holds an axis, its inverse transpose on the second one of a contraction.
 
-    Integers and truth values can only be permuted, so they stay as they are.
+    Integers and truth values can only be permuted, so they stay as they are; so does the gain of a product.
     """
+    gains = [place.tensor for place in call.places if place.leaf == leaf and (place.tensor, place.dim) in call.factors]
     holders = list(dict.fromkeys(place.tensor for place in call.places if place.leaf == leaf))
     dual = None if any(map(is_output, holders)) else holders[-1]
 
     def act(name: str, tensor: Tensor) -> Tensor:
-        if name not in holders or not (tensor.is_floating_point() or tensor.is_complex()):
+        if name not in holders or name in gains[-1:] or not (tensor.is_floating_point() or tensor.is_complex()):
             return tensor
         own = torch.linalg.inv(g).T if name == dual and len(holders) > 1 else g
         view = tensor.reshape([leaf.size for leaf in call.leaves[name]])

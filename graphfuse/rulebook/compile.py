@@ -64,7 +64,7 @@ def _variant(entry: Entry, case: Special | None) -> Variant:
         classes = classes if case.classes is None else case.classes
         mixes = mixes if case.mixes is None else case.mixes
     sizes = {name: size for name, size in entry.sizes.items() if name in signature.names}
-    return Relation(signature, sizes, mixes, classes)
+    return Relation(signature, sizes, mixes, classes, entry.gains)
 
 
 def check_arguments(entry: Entry, op: OpOverload) -> None:
@@ -93,6 +93,7 @@ def _mentioned(entry: Entry) -> Iterator[tuple[str, str]]:
         yield from (("contracts", name) for name in entry.contracts.model_dump().values() if name)
     if entry.statistics is not None:
         yield from (("statistics", name) for name in entry.statistics.model_dump().values())
+    yield from (("gains", name) for name in entry.gains)
     if entry.pointwise is not None:
         yield from (("pointwise.operands", name) for name in entry.pointwise.operands)
     for case in entry.special:

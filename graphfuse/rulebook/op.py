@@ -6,14 +6,14 @@ outputs). It relates dims by calling the algebra; it never looks at the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from graphfuse.algebra import Algebra, Held
-from graphfuse.axes import Dim, Layout, Leaf, dim_size
+from graphfuse.axes import Dim, Layout, Leaf, SymmetryClass, dim_size
 from graphfuse.errors import RuleError
 
 Shape = tuple[int, ...]
@@ -26,7 +26,8 @@ class Label:
     ``points`` is the dim that the tensor's integer values index into (None: they index nothing known). ``held`` names
     axes that are not dims of this tensor but whose rows it was gathered from, so that contexts along them survive.
     ``value`` is the tensor itself where it depends on constants alone; ``is_mask`` marks booleans. ``uniform`` names
-    the axes along which all its elements are equal, as they are along a broadcast dim.
+    the axes along which all its elements are equal, as they are along a broadcast dim. ``squared`` marks squares of which
+    only sums are taken, so that rotations of what is summed are kept.
     """
 
     dims: Layout
@@ -35,6 +36,7 @@ class Label:
     value: torch.Tensor | None = None
     is_mask: bool = False
     uniform: frozenset[Leaf] = frozenset()
+    squared: bool = False
 
     @property
     def shape(self) -> Shape:
@@ -64,6 +66,7 @@ class Op:
     shapes: tuple[Shape | None, ...]
     several: bool = False
     consumed: set[tuple[str, int]] = field(default_factory=set)
+    factors: set[tuple[str, int]] = field(default_factory=set)
 
     @property
     def shape(self) -> Shape:
@@ -110,9 +113,25 @@ class Op:
             if label.points is not None:
                 self.algebra.fix(label.points, "index arithmetic")
 
+    def together(self, dims: Iterable[Dim]) -> None:
+        """All these dims meet inside the op, before any is summed away: an axis may differ only along those of the others
+        that occur in one of them (of rows and columns alike it is open which is meant), or that rows were gathered from.
+        """
+        self.algebra.limit(dims, [axis for label in self.labels() for axis in label.held])
+
+    def permutes(self, *labels: Label) -> None:
+        """The op is not linear in these tensors: along all of their axes only permutations are kept."""
+        for label in labels:
+            self.algebra.meet(tuple(factor for dim in label.dims for factor in dim), SymmetryClass.PERMUTATION)
+
     def consume(self, name: str, dim: int) -> None:
         """Record that the op contracts dimension ``dim`` of argument ``name`` away."""
         self.consumed.add((name, dim))
+
+    def factor(self, name: str, dim: int) -> None:
+        """Record that argument ``name`` multiplies the other elementwise along its dimension ``dim``: it may be a gain,
+        which stays as it is when the other is scaled."""
+        self.factors.add((name, dim))
 
 
 def _labels_in(value: Any) -> Iterator[Label]:

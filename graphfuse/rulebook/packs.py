@@ -213,6 +213,11 @@ class RuleBook:
         spec = located.entry.statistics if located else None
         return {"mean": spec.mean, "var": spec.var} if spec else {}
 
+    def gains(self, op: Any) -> tuple[str, ...]:
+        """The arguments of a norm that multiply its result elementwise, if they may be left out."""
+        located = self.entry(op)
+        return located.entry.gains if located else ()
+
 
 def _plain_elementwise(op: Any) -> Any:
     return elementwise(op, Elementwise())

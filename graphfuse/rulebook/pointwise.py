@@ -20,13 +20,15 @@ class Elementwise:
     ``shared`` is the class of an axis that all operands hold, ``alone`` of one that only some hold, by the one operand
     that holds it where that matters. ``index`` says what becomes of integer values that point into an axis: they are
     numbers from here on (``fix``), the output points there too (``keep``), or all of them are only compared with each
-    other (``compare``).
+    other (``compare``). ``gains`` are the operands of a product that may be a gain: scaling the other one scales the
+    product.
     """
 
     operands: tuple[str, ...] = ()
     shared: SymmetryClass = SymmetryClass.PERMUTATION
     alone: SymmetryClass | Mapping[str, SymmetryClass] = SymmetryClass.PERMUTATION
     index: IndexUse = "fix"
+    gains: tuple[str, ...] = ()
 
 
 def elementwise(op: Op, spec: Elementwise) -> Label | list[Label]:
@@ -38,6 +40,10 @@ def elementwise(op: Op, spec: Elementwise) -> Label | list[Label]:
         if dim_size(dims[position]) != 1:
             holders = [name for name, value in values.items() if _holds(value, position)]
             allowed = _class(spec, holders, len(values))
+            if spec.gains and len(holders) == len(values) == 2:
+                allowed = SymmetryClass.MONOMIAL
+                for name in spec.gains:
+                    op.factor(name, op.label(name).rank + position)
             if any(label.is_mask and _holds(label, position) for label in tensors):
                 allowed &= SymmetryClass.MONOMIAL
             op.algebra.meet(dims[position], allowed)

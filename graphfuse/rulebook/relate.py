@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from graphfuse.algebra import Mismatch, broadcast_pairs
-from graphfuse.axes import Dim, Layout, SymmetryClass, dim_size
+from graphfuse.axes import Dim, Layout, SymmetryClass, dim_size, dualised
 from graphfuse.errors import RuleError
 from graphfuse.rulebook.match import Matched, Operands, base_name, expand, is_batch, match_operands, variadic_rank
 from graphfuse.rulebook.op import Label, Op
@@ -20,13 +20,15 @@ class Relation:
 
     ``sizes`` maps a name to an integer or to the argument that holds its size (a list for a variadic name);
     ``mixes`` are names along which the op mixes elements together while every other axis passes through;
-    ``classes`` are the largest symmetry classes by name (a name that is not listed admits permutations).
+    ``classes`` are the largest symmetry classes by name (a name that is not listed admits permutations). ``gains`` are
+    arguments that multiply the result elementwise, and stay when the other operands are scaled.
     """
 
     signature: Signature
     sizes: Mapping[str, str | int] = field(default_factory=dict)
     mixes: tuple[str, ...] = ()
     classes: Mapping[str, SymmetryClass] = field(default_factory=dict)
+    gains: tuple[str, ...] = ()
 
 
 def relate(op: Op, relation: Relation, operands: Operands | None = None) -> Label | list[Label]:
@@ -52,11 +54,16 @@ def relate(op: Op, relation: Relation, operands: Operands | None = None) -> Labe
     tensors = match_operands(op, signature, operands, rank)
     op.fix_values(*(value for _, value in operands if isinstance(value, Label)))
     batch, pairs = broadcast_pairs([tensor.batch for tensor in tensors])
-    found = _bind(op, tensors, _known_sizes(op, relation, tensors, rank))
+    found = _opposed(op, signature, _bind(op, tensors, _known_sizes(op, relation, tensors, rank)))
     op.algebra.unify_all(pairs + [pair for dims in found.values() for pair in _pairs(dims)])
     named = {name: _widest(dims) for name, dims in found.items()}
     _restrict(op, relation, named, batch, _broadcast_names(tensors, found))
+    op.together((*batch, *named.values()))
     _consume(op, signature, tensors, named)
+    for tensor in tensors:
+        if tensor.argument in relation.gains:
+            for d in range(len(tensor.dims)):
+                op.factor(tensor.argument, d)
     labels = [_output(op, signature, k, named, batch, rank) for k in range(len(op.shapes))]
     return labels if op.several else labels[0]
 
@@ -143,6 +150,19 @@ def _factor_sizes(op: Op, slot: Slot, known: Mapping[str, int], total: int) -> l
     if product == 0 or total % product or (not unknown and total != product):
         raise RuleError(f"{op.name}: a dim of size {total} is no product ({words}) with sizes {dict(known)}")
     return [known.get(name.text, total // product) for name in slot]
+
+
+def _opposed(op: Op, signature: Signature, found: Mapping[str, list[Dim]]) -> dict[str, list[Dim]]:
+    """What is contracted away has opposite variance on the two sides; of three sides, only permutations are claimed."""
+    opposed: dict[str, list[Dim]] = {}
+    for name, dims in found.items():
+        if base_name(name) in signature.output_names:
+            opposed[name] = dims
+            continue
+        if len(dims) > 2:
+            op.algebra.meet(_widest(dims), SymmetryClass.PERMUTATION)
+        opposed[name] = [dims[0], *map(dualised, dims[1:])]
+    return opposed
 
 
 def _pairs(dims: Sequence[Dim]) -> list[tuple[Dim, Dim]]:

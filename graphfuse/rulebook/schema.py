@@ -74,10 +74,11 @@ class PointwiseSpec(_Model):
     shared: ClassName = Field(SymmetryClass.PERMUTATION, alias="class")
     alone: ClassName | dict[str, ClassName] = SymmetryClass.PERMUTATION
     index: IndexUse = "fix"
+    gains: Names = ()
 
     def elementwise(self) -> Elementwise:
         """The same as the plain value that the rule reads."""
-        return Elementwise(self.operands, self.shared, self.alone, self.index)
+        return Elementwise(self.operands, self.shared, self.alone, self.index, self.gains)
 
 
 class Special(_Model):
@@ -123,6 +124,7 @@ class Entry(_Model):
     special: tuple[Special, ...] = ()
     contracts: Contracts | None = None
     statistics: Statistics | None = None
+    gains: Names = ()
     fixed_because: dict[str, str] = Field(default_factory=dict)
     example: Example | tuple[Example, ...] = ()
     source: str = ""

@@ -95,6 +95,7 @@ def glu(op: Op) -> Label:
     x = op.label("self")
     d = op.axis_of("dim", x.rank, -1)
     value, gate = split_at(op, x, d, [x.shape[d] // 2] * 2)
+    op.permutes(value, gate)
     return Label(op.algebra.broadcast([value.dims, gate.dims]), held=x.held)
 
 
@@ -133,6 +134,8 @@ def pad(op: Op) -> Label:
     op.fix_values(x)
     constant = op.name.startswith("aten.constant_pad") or op.get("mode", "constant") == "constant"
     constant = constant and "ion_pad" not in op.name and "circular" not in op.name
+    if constant and op.get("value", 0) != 0:
+        op.permutes(x)
     result, widths = replace(x, points=None, value=None), list(op.args.get("pad") or op.args["padding"])
     for i in range(len(widths) // 2):
         low, high = widths[2 * i : 2 * i + 2]
@@ -183,6 +186,8 @@ def ordered(op: Op) -> Label | list[Label]:
     """Ops for which positions along some dims matter; the other dims pass through."""
     x = first_tensor(op)
     op.fix_values(x)
+    if any(name in op.name for name in ("cumprod", "cummax", "cummin", "logcumsumexp", "renorm")):
+        op.permutes(x)
     dims = list(x.dims)
     for d in _ordered_dims(op, x.rank):
         fixed = position_dim(op, Label(tuple(dims)), d, op.shape[d], "order")

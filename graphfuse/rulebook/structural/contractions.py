@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from graphfuse.algebra import broadcast_pairs
-from graphfuse.axes import Dim, SymmetryClass, dim_size
+from graphfuse.axes import Dim, SymmetryClass, dim_size, dualised
 from graphfuse.rulebook.op import Label, Op
 from graphfuse.rulebook.structural.table import Table
 
@@ -18,8 +18,9 @@ def matmul(op: Op) -> Label:
     rows, columns = a.dims[:-1], b.dims[-1:]
     inner_b = b.rank - 2 if b.rank > 1 else 0
     lead, pairs = broadcast_pairs([a.dims[:-2], b.dims[:-2]])
-    op.algebra.unify_all([*pairs, (a.dims[-1], b.dims[inner_b])])
+    op.algebra.unify_all([*pairs, (a.dims[-1], dualised(b.dims[inner_b]))])
     op.algebra.meet(tuple(f for dim in b.dims[:-2] for f in dim), SymmetryClass.PERMUTATION)
+    op.together((*lead, *rows[-1:], a.dims[-1], *(columns if b.rank > 1 else ())))
     op.consume("self", a.rank - 1)
     op.consume("other", inner_b)
     return Label((*lead, *rows[-1:], *(columns if b.rank > 1 else ())))
@@ -41,11 +42,14 @@ def einsum(op: Op) -> Label:
             if known is None or (dim_size(known) == 1 and dim_size(dim) > 1):
                 seen[letter] = dim
             elif dim_size(dim) > 1:
-                pairs.append((known, dim))
+                pairs.append((known, dim if letter in result else dualised(dim)))
     op.algebra.unify_all(pairs)
-    for letter in result:
-        if sum(letter in term for term in terms) > 1:
-            op.algebra.meet(seen[letter], SymmetryClass.PERMUTATION)
+    op.together(seen.values())
+    flat = [letter for term, x in zip(terms, operands, strict=True) for letter, dim in zip(term, x.dims, strict=True)
+            if dim_size(dim) > 1]  # fmt: skip
+    for letter, dim in seen.items():
+        if flat.count(letter) != (1 if letter in result else 2):
+            op.algebra.meet(dim, SymmetryClass.PERMUTATION)
     return Label(tuple(seen[letter] for letter in result))
 
 
@@ -80,7 +84,7 @@ def attention(op: Op) -> Label:
         batch_k[-1] = batch_v[-1] = heads + copies
     queries, keys = q.dims[-2], k.dims[-2]
     lead, pairs = broadcast_pairs([tuple(batch_q), tuple(batch_k), tuple(batch_v)])
-    op.algebra.unify_all([*pairs, (keys, v.dims[-2]), (q.dims[-1], k.dims[-1])])
+    op.algebra.unify_all([*pairs, (keys, v.dims[-2]), (q.dims[-1], dualised(k.dims[-1]))])
     if op.get("is_causal", False):
         op.algebra.fix(queries, "causal mask")
         op.algebra.fix(keys, "causal mask")
@@ -88,7 +92,7 @@ def attention(op: Op) -> Label:
     if isinstance(mask := op.args.get("attn_mask"), Label):
         op.fix_values(mask)
         op.algebra.broadcast([scores, mask.dims])
-    op.algebra.limit(scores)
+    op.together((*scores, q.dims[-1], v.dims[-1]))
     op.algebra.separate(scores, keys)
     for dim in (*lead, queries, keys):
         op.algebra.meet(dim, SymmetryClass.PERMUTATION)

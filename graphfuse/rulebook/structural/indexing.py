@@ -144,6 +144,8 @@ def scatter(op: Op) -> Label:
     x, indices = op.label("self"), op.label("index")
     d = op.axis_of("dim", x.rank)
     op.fix_values(x)
+    if "reduce" in op.name:
+        op.permutes(*op.labels())
     op.algebra.separate(x.dims, x.dims[d])
     indexed(op, x.dims[d], indices)
     source = op.args.get("src")
@@ -164,6 +166,8 @@ def index_write(op: Op) -> Label:
     x, indices = op.label("self"), op.label("index")
     d = op.axis_of("dim", x.rank)
     op.fix_values(x)
+    if "reduce" in op.name:
+        op.permutes(*op.labels())
     op.algebra.separate(x.dims, x.dims[d])
     indexed(op, x.dims[d], indices)
     source = op.args.get("source")
@@ -203,6 +207,8 @@ def embedding_bag(op: Op) -> list[Label]:
     weight = op.label("weight")
     indexed(op, weight.dims[0], op.label("indices"))
     op.fix_values(*op.labels())
+    if op.get("mode", 0) == 2:  # the largest of the rows
+        op.permutes(weight)
     rows = op.algebra.new(op.shape[0], "index")
     others = [Label(op.algebra.fresh(shape, "index")) for shape in op.shapes[1:] if shape is not None]
     return [Label((rows, weight.dims[1])), *others]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graphfuse.axes import Dim, Sum, SymmetryClass
+from graphfuse.axes import Dim, Sum, SymmetryClass, dualised
 from graphfuse.rulebook.op import Label, Op
 from graphfuse.rulebook.structural.table import Table
 
@@ -23,8 +23,8 @@ def _hidden(op: Op, size: int) -> tuple[Dim, Dim]:
 
 def _tie(op: Op, weights: list[Label], came: Dim, hidden: Dim, rows: Dim, names: list[str]) -> None:
     """One layer and direction: W_ih [gates h, in], W_hh [gates h, h], biases [gates h] (W_hr [proj, h] is not read)."""
-    op.algebra.unify(came, weights[0].dims[1])
-    op.algebra.unify(hidden, weights[1].dims[1])
+    op.algebra.unify(came, dualised(weights[0].dims[1]))
+    op.algebra.unify(hidden, dualised(weights[1].dims[1]))
     for weight in weights:
         op.algebra.unify(rows, weight.dims[0])
         op.algebra.limit(weight.dims)

@@ -18,12 +18,15 @@ def reduced(op: Op, x: Label, dims: list[int]) -> tuple[Dim, ...]:
 
 @REDUCTIONS("sum", "mean", "nansum")
 def linear_reduction(op: Op) -> Label:
-    """Sums along some dims: any permutation of what is summed, any linear map of the rest."""
+    """Sums along some dims: any permutation of what is summed, any linear map of the rest; of squares, any rotation."""
     x = first_tensor(op)
     op.fix_values(x)
     dims = dim_list(op, x.rank, "dim")
-    for d in dims:
-        op.algebra.meet(x.dims[d], SymmetryClass.PERMUTATION)
+    for d, dim in enumerate(x.dims):
+        if d in dims:
+            op.algebra.meet(dim, SymmetryClass.ORTHOGONAL if x.squared else SymmetryClass.PERMUTATION)
+        elif x.squared:
+            op.algebra.meet(dim, SymmetryClass.PERMUTATION)
     return Label(reduced(op, x, dims), held=x.held)
 
 
@@ -86,6 +89,8 @@ def weight_norm(op: Op) -> Label | list[Label]:
     """v * g / |v|, the norm over all dims but one: the kept dim moves with the gain."""
     v, g, d = op.label("v"), op.label("g"), op.axis_of("dim", op.label("v").rank, 0)
     kept = tuple(dim if i == d else () for i, dim in enumerate(v.dims))
+    op.permutes(Label(kept))
+    op.algebra.meet(tuple(f for i, dim in enumerate(v.dims) if i != d for f in dim), SymmetryClass.ORTHOGONAL)
     op.algebra.broadcast([kept, g.dims])
     op.algebra.limit(kept)
     result = Label(v.dims)

@@ -1,0 +1,179 @@
+"""Fold the gain of a norm into the layers that read it: a rewrite that keeps the function and widens the symmetry.
+
+An elementwise gain admits no rotation of what it multiplies. Where all readers of gain * x contract it with a weight of
+their own, W (g * x) = (W diag(g)) x: the weight takes the gain, the gain becomes one and leaves the graph. The residual
+stream between root-mean-square norms can then be rotated as a whole. Source: Ashkboos et al., SliceGPT (arXiv
+2401.15024), section 3.1.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx
+
+from graphfuse.axes import SymmetryClass, dim_size
+from graphfuse.capture import Captured, state_of
+from graphfuse.labeling import label
+from graphfuse.rulebook import RuleBook, load_rules
+from graphfuse.symmetry import Contraction, SymmetryGraph, TensorLabel, assemble
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One gain, by name, and the dims of the weights that took it: (tensor, dim)."""
+
+    gain: str
+    into: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Folded:
+    """A rewritten model: ``graph.model`` computes what the original does, with the folded gains equal to one.
+
+    ``kept`` says why a gain was left as it is, by name.
+    """
+
+    graph: SymmetryGraph
+    folds: tuple[Fold, ...]
+    kept: Mapping[str, str]
+
+
+def fold_gains(graph: SymmetryGraph, *, rules: Iterable[str | RuleBook] | RuleBook = ()) -> Folded:
+    """Fold every gain that multiplies an activation into the weights of the layers that read the product.
+
+    Parameters
+    ----------
+    graph : SymmetryGraph
+        Its model stays as it is; the result holds a rewritten copy.
+    rules :
+        The rules that the graph was traced with.
+
+    Returns
+    -------
+    Folded
+        ``.graph`` (a symmetry graph of the rewritten model), ``.folds``, ``.kept`` with reasons.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from graphfuse.symmetry import trace
+    >>> model = nn.Sequential(nn.Linear(3, 8), nn.RMSNorm(8), nn.Linear(8, 2))
+    >>> graph = trace(model, (torch.zeros(1, 3),))
+    >>> folded = fold_gains(graph)
+    >>> [str(axis.symmetry) for axis in (*graph.axes, *folded.graph.axes)]
+    ['signed', 'orthogonal']
+    """
+    book = rules if isinstance(rules, RuleBook) else load_rules(rules)
+    nodes = {node.name: node for node in graph.captured.graph.nodes}
+    readers = {contraction.node: contraction for contraction in graph.contractions}
+    folds, kept, products = [], {}, {}
+    for slot in graph.captured.inputs:
+        tensor = graph.tensors.get(slot.name)
+        if slot.kind == "parameter" and tensor is not None and any(tensor.gains):
+            found = _products(nodes[slot.node], book)
+            into = _readers(graph, tensor, found, readers, book) if found else "it is not the factor of a plain product"
+            if isinstance(into, str):
+                kept[slot.name] = into
+            else:
+                folds.append(Fold(slot.name, into))
+                products |= {product.name: slot.node for product in found or ()}
+    captured = _without(graph.captured, products, {fold.gain for fold in folds})
+    model = copy.deepcopy(graph.model)
+    state = state_of(model)
+    with torch.no_grad():
+        for fold in folds:
+            for name, dim in fold.into:
+                state[name].mul_(_along(state[fold.gain], state[name].dim(), dim))
+        for fold in folds:
+            state[fold.gain].fill_(1)
+    labelling = label(captured, book, state)
+    folded = assemble(model, graph.args, graph.kwargs, captured, labelling, book)
+    return Folded(replace(folded, seconds=graph.seconds), tuple(folds), kept)
+
+
+def _products(gain: fx.Node, book: RuleBook) -> list[fx.Node] | None:
+    """The nodes that multiply an activation by the gain; None where something else is done with it."""
+    found = []
+    for user in gain.users:
+        plain = user.target is torch.ops.aten.mul.Tensor and len(user.all_input_nodes) == 2
+        if not plain and not any(_argument(user, name) is gain for name in book.gains(user.target)):
+            return None
+        found.append(user)
+    return found
+
+
+def _argument(node: fx.Node, name: str) -> object:
+    names = [argument.name for argument in node.target._schema.arguments]  # pyright: ignore
+    place = names.index(name)
+    return node.args[place] if place < len(node.args) else node.kwargs.get(name)
+
+
+def _readers(
+    graph: SymmetryGraph,
+    gain: TensorLabel,
+    products: list[fx.Node],
+    readers: Mapping[str, Contraction],
+    book: RuleBook,
+) -> tuple[tuple[str, int], ...] | str:
+    """The weight dims that contract the product along the gain's dim, or why there is none."""
+    dims = [dim for dim in gain.dims if dim_size(dim) > 1]
+    if len(dims) != 1:
+        return "it runs along several dims"
+    into = []
+    for operand, user in (pair for product in products for pair in _uses(product, book)):
+        reader = readers.get(user.name)
+        if reader is None or reader.operand != operand.name:
+            return f"its product is read by {user.name}, which has no weight of its own to take it"
+        weight = graph.tensors[reader.weight]
+        places = [d for d, dim in enumerate(weight.dims) if weight.consumed[d] and dim == dims[0]]
+        if len(places) != 1:
+            return f"{reader.weight} does not contract it along one dim"
+        into.append((reader.weight, places[0]))
+    return tuple(dict.fromkeys(into))
+
+
+def _uses(node: fx.Node, book: RuleBook) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """What reads a value, seen through ops that are linear in each element by itself (copies, dropout, a sign)."""
+    for user in node.users:
+        located = book.entry(user.target)
+        spec = located.entry.pointwise if located is not None else None
+        if spec is not None and spec.shared is SymmetryClass.LINEAR and len(user.all_input_nodes) == 1:
+            yield from _uses(user, book)
+        else:
+            yield node, user
+
+
+def _along(gain: Tensor, rank: int, dim: int) -> Tensor:
+    shape = [1] * rank
+    shape[dim] = -1
+    return gain.reshape(shape)
+
+
+def _without(captured: Captured, products: Mapping[str, str], gains: set[str]) -> Captured:
+    """The graph without the gains: plain products are their other operand, norms lose the argument."""
+    graph, env = fx.Graph(), {}
+    for node in captured.graph.nodes:
+        gain = products.get(node.name)
+        if gain is not None and node.target is torch.ops.aten.mul.Tensor:
+            (other,) = (operand for operand in node.all_input_nodes if operand.name != gain)
+            env[node] = env[other]
+        else:
+            env[node] = graph.node_copy(node, lambda n: env[n])
+            if gain is not None:
+                copied = env[node]
+                copied.args = tuple(None if a is not None and a in _copies(env, gain) else a for a in copied.args)
+                copied.kwargs = {k: None if a in _copies(env, gain) else a for k, a in copied.kwargs.items()}
+    slots = tuple(slot for slot in captured.inputs if slot.name not in gains)
+    for node in graph.find_nodes(op="placeholder"):
+        if node.name not in {slot.node for slot in slots}:
+            graph.erase_node(node)
+    outputs = tuple(env[node].name for name in captured.outputs for node in captured.graph.nodes if node.name == name)
+    return replace(captured, graph_module=fx.GraphModule(captured.graph_module, graph), inputs=slots, outputs=outputs)
+
+
+def _copies(env: Mapping[fx.Node, fx.Node], name: str) -> list[fx.Node]:
+    return [copied for node, copied in env.items() if node.name == name]
