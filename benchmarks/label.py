@@ -1,4 +1,4 @@
-"""Seconds and peak memory of capture, labelling and verification, from ResNet-50 to a 32-layer Llama shape.
+"""Seconds and peak memory of capture, labelling and verification, from ResNet-50 to a 70B Llama shape.
 
     python benchmarks/label.py                 # every model, each in a process of its own
     python benchmarks/label.py gpt2-12 gpt2-48 # some of them
@@ -61,6 +61,7 @@ LLAMA = dict(
     hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
     vocab_size=128256, use_cache=False,
 )  # fmt: skip
+LARGE = dict(LLAMA, hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64)
 MODELS: dict[str, Callable[[], Built]] = {
     "resnet-50": _from_config("AutoModelForImageClassification", "resnet", _pixels),
     "vit-b/16": _from_config("AutoModelForImageClassification", "vit", _pixels),
@@ -68,7 +69,9 @@ MODELS: dict[str, Callable[[], Built]] = {
     "gpt2-12": _gpt2(12),
     "gpt2-24": _gpt2(24),
     "gpt2-48": _gpt2(48),
+    "gpt2-100 (meta)": _on_meta(_gpt2(100)),
     "llama-32 (meta)": _on_meta(_from_config("AutoModelForCausalLM", "llama", _ids, **LLAMA)),
+    "llama-80 (meta)": _on_meta(_from_config("AutoModelForCausalLM", "llama", _ids, **LARGE)),
 }
 
 

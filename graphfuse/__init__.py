@@ -11,6 +11,7 @@ from graphfuse.aligned import Alignment
 from graphfuse.alignment import align
 from graphfuse.config import FuseConfig
 from graphfuse.errors import GraphFuseError
+from graphfuse.folding import Folded, fold_gains
 from graphfuse.fuse import FuseResult, fuse
 from graphfuse.symmetry import SymmetryGraph, trace
 from graphfuse.verify import Verification, verify
@@ -19,6 +20,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Alignment",
+    "Folded",
     "FuseConfig",
     "FuseResult",
     "GraphFuseError",
@@ -26,6 +28,7 @@ __all__ = [
     "Verification",
     "__version__",
     "align",
+    "fold_gains",
     "fuse",
     "trace",
     "verify",

@@ -26,8 +26,8 @@ class Label:
     ``points`` is the dim that the tensor's integer values index into (None: they index nothing known). ``held`` names
     axes that are not dims of this tensor but whose rows it was gathered from, so that contexts along them survive.
     ``value`` is the tensor itself where it depends on constants alone; ``is_mask`` marks booleans. ``uniform`` names
-    the axes along which all its elements are equal, as they are along a broadcast dim. ``squared`` marks squares of which
-    only sums are taken, so that rotations of what is summed are kept.
+    the axes along which all its elements are equal, as they are along a broadcast dim. ``squared`` marks squares of
+    which only sums are taken, so that rotations of what is summed are kept.
     """
 
     dims: Layout
@@ -114,8 +114,10 @@ class Op:
                 self.algebra.fix(label.points, "index arithmetic")
 
     def together(self, dims: Iterable[Dim]) -> None:
-        """All these dims meet inside the op, before any is summed away: an axis may differ only along those of the others
-        that occur in one of them (of rows and columns alike it is open which is meant), or that rows were gathered from.
+        """All these dims meet inside the op, before any is summed away.
+
+        An axis may differ only along those that occur in one other dim (of rows and columns that are one axis it is
+        open which is meant), or that rows were gathered from.
         """
         self.algebra.limit(dims, [axis for label in self.labels() for axis in label.held])
 
