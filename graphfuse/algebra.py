@@ -9,7 +9,7 @@ its blocks.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from graphfuse.axes import Case, Dim, Layout, Leaf, Sum, dim_size
 from graphfuse.dims import DimAlgebra
@@ -23,7 +23,7 @@ class Algebra(DimAlgebra):
 
     # ---------------------------------------------------------------- contexts
 
-    def limit(self, layout: Iterable[Dim], held: Iterable[Leaf] = ()) -> Layout:
+    def limit(self, layout: Iterable[Dim], held: Collection[Leaf] = ()) -> Layout:
         """A tensor with this layout exists: drop contexts along axes that it does not have; its normal form.
 
         ``held`` names further axes in scope, from which the tensor's rows were gathered.
@@ -36,7 +36,20 @@ class Algebra(DimAlgebra):
             if any(not isinstance(factor, Leaf) or self.context(factor) for factor in dim):
                 elsewhere = frozenset(leaf for leaf, count in places.items() if count - (leaf in leaves) == 1)
                 self._limit(dim, always | elsewhere)
+        dims = self.norm_all(dims)
+        cases = [factor for dim in dims for factor in dim if isinstance(factor, Case)]
+        for key in dict.fromkeys(key for case in cases for key, _ in case.branches):
+            self.limit((self._in_block(dim, key) for dim in dims), held)  # only what that block has is there
         return self.norm_all(dims)
+
+    def _in_block(self, dim: Dim, key: Leaf) -> Dim:
+        """A dim where only the block ``key`` of a concatenation is looked at."""
+        factors = self._within(dim, key)
+        last = factors[-1] if factors else None
+        if isinstance(last, Sum):
+            part = next((part for part in last.parts if key in self.leaves(part)), None)
+            return factors if part is None else (*factors[:-1], *part)
+        return factors
 
     def _limit(self, dim: Dim, outside: frozenset[Leaf]) -> None:
         """``outside`` are the axes that exactly one other dim has: with two, it is open which of them is meant."""

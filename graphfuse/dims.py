@@ -69,13 +69,21 @@ class DimAlgebra(Store):
                 if leaf in branches:
                     self.unify(branches[leaf], branch)
                 branches[leaf] = branch
-        normal = {key: self.norm(branch) for key, branch in branches.items()}
+        normal = {key: self._within(self.norm(branch), key) for key, branch in branches.items()}
         first, *rest = normal.values()
         if all(branch == first for branch in rest):
             for branch in rest:
                 self.agree(first, branch)
             return first
         return (Case(tuple(sorted(normal.items(), key=lambda item: item[0].id))),)
+
+    def _within(self, dim: Dim, key: Leaf) -> Dim:
+        """A dim inside the block ``key``: a case on the blocks that it is one of is decided."""
+        factors: list[Factor] = []
+        for factor in dim:
+            chosen = dict(factor.branches).get(key) if isinstance(factor, Case) else None
+            factors.extend((factor,) if chosen is None else self._within(chosen, key))
+        return tuple(factors)
 
     def _distribute(self, total: Sum, rest: Dim) -> Sum:
         keys = self.leaves((total,))
@@ -321,12 +329,15 @@ class DimAlgebra(Store):
         self._bind_to(leaf, tuple(parts))
 
     def _cut(self, leaf: Leaf, sizes: Sequence[int]) -> None:
-        """Refine an axis into blocks; of two axes that depend on each other the older one becomes the outer one."""
+        """Refine an axis into blocks; of two axes that depend on each other the older one becomes the outer one.
+
+        An axis from which single elements are taken is always the outer one, as these have nothing to move.
+        """
         context: set[Leaf] = set()
         for key in self.context(leaf):
             if leaf not in self.context(key):
                 context.add(key)
-            elif key.id < leaf.id:
+            elif key.id < leaf.id and 1 not in sizes:
                 context.add(key)
                 self.drop_context(key, frozenset({leaf}))
         parts = tuple((self.leaf(size, context, like=leaf),) for size in sizes)

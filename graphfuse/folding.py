@@ -90,7 +90,7 @@ def fold_gains(graph: SymmetryGraph, *, rules: Iterable[str | RuleBook] | RuleBo
                 state[name].mul_(_along(state[fold.gain], state[name].dim(), dim))
         for fold in folds:
             state[fold.gain].fill_(1)
-    labelling = label(captured, book, state)
+    labelling = label(captured, book, state, graph.tensors.keys())
     folded = assemble(model, graph.args, graph.kwargs, captured, labelling, book)
     return Folded(replace(folded, seconds=graph.seconds), tuple(folds), kept)
 

@@ -8,7 +8,7 @@ never a wrong claim.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,7 +53,7 @@ class Labelling:
     notes: tuple[Note, ...]
 
 
-def label(captured: Captured, rules: RuleBook, state: Mapping[str, Tensor]) -> Labelling:
+def label(captured: Captured, rules: RuleBook, state: Mapping[str, Tensor], learned: Collection[str] = ()) -> Labelling:
     """Label a captured graph.
 
     Parameters
@@ -62,18 +62,23 @@ def label(captured: Captured, rules: RuleBook, state: Mapping[str, Tensor]) -> L
     rules : RuleBook
     state : mapping
         Canonical names to parameters and buffers; only buffers' values are looked at, as constants.
+    learned : collection of str
+        Buffers that move like parameters, beside those that an op's rule names as statistics.
     """
-    return _Labeller(captured, rules, state).run()
+    return _Labeller(captured, rules, state, learned).run()
 
 
 class _Labeller:
     """The state of one pass."""
 
-    def __init__(self, captured: Captured, rules: RuleBook, state: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, captured: Captured, rules: RuleBook, state: Mapping[str, Tensor], learned: Collection[str]
+    ) -> None:
         self.captured, self.rules = captured, rules
         self.algebra = Algebra()
         self.moved = {slot.node: slot.name for slot in captured.inputs if slot.kind == "parameter"}
-        self.moved |= moved_buffers(captured, rules)
+        self.moved |= statistics_of(captured, rules)
+        self.moved |= {slot.node: slot.name for slot in captured.inputs if slot.name in learned}
         still = {
             slot.node: captured.constants[slot.name] if slot.kind == "constant" else state[slot.name]
             for slot in captured.inputs
@@ -274,8 +279,8 @@ class _Labeller:
                 self.values[node] = [v and replace(v, dims=self.algebra.norm_all(v.dims)) for v in value]
 
 
-def moved_buffers(captured: Captured, rules: RuleBook) -> dict[str, str]:
-    """Placeholder -> name of the buffers that an op's rule names as statistics; all others are constants."""
+def statistics_of(captured: Captured, rules: RuleBook) -> dict[str, str]:
+    """Placeholder -> name of the buffers that an op's rule names as statistics."""
     buffers = {slot.node: slot.name for slot in captured.inputs if slot.kind == "buffer"}
     found: dict[str, str] = {}
     for node in captured.graph.nodes:

@@ -17,7 +17,8 @@ from graphfuse.axes import Layout, Leaf, SymmetryClass, walk_leaves
 from graphfuse.capture import Captured, capture, state_of
 from graphfuse.constants import makes_constants
 from graphfuse.flow import Flow, consumed_dims, flow_of, free_elements, free_leaves, gain_dims, settle_products
-from graphfuse.labeling import Labelling, Note, Value, label
+from graphfuse.frontend import written_in_training
+from graphfuse.labeling import Labelling, Note, Value, label, statistics_of
 from graphfuse.roles import roles_of
 from graphfuse.rulebook import RuleBook, load_rules
 from graphfuse.rulebook.op import Label
@@ -197,9 +198,18 @@ def trace(
     start = time.perf_counter()
     captured = capture(model, args, kwargs, lambda op: not (book.has_rule(op) or makes_constants(op)))
     middle = time.perf_counter()
-    labelling = label(captured, book, state_of(model))
+    state = state_of(model)
+    learned = written_in_training(model, args, dict(kwargs or {}), _candidates(model, captured, book, state))
+    labelling = label(captured, book, state, learned)
     graph = assemble(model, args, dict(kwargs or {}), captured, labelling, book)
     return replace(graph, seconds={"capture": middle - start, "label": time.perf_counter() - middle})
+
+
+def _candidates(model: nn.Module, captured: Captured, book: RuleBook, state: Mapping[str, Tensor]) -> list[str]:
+    """Buffers of checkpoints that hold numbers and are no statistics of an op: learned, if training writes to them."""
+    saved, named = model.state_dict(keep_vars=True).keys(), set(statistics_of(captured, book).values())
+    names = [slot.name for slot in captured.inputs if slot.kind == "buffer" and slot.name in saved - named]
+    return [name for name in names if state[name].is_floating_point() and state[name].numel() > 1]
 
 
 def assemble(

@@ -18,8 +18,9 @@ from graphfuse.frontend.exporting import by_export
 from graphfuse.frontend.lowering import Decompose, Kind, Program, Slot
 from graphfuse.frontend.making import by_make_fx
 from graphfuse.frontend.tracing import dotted, evaluating, headline, quiet, restoring, source_in, where
+from graphfuse.frontend.writing import written_in_training
 
-__all__ = ["Decompose", "Kind", "Program", "Slot", "dotted", "program", "source_in"]
+__all__ = ["Decompose", "Kind", "Program", "Slot", "dotted", "program", "source_in", "written_in_training"]
 
 
 def program(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], decompose: Decompose) -> Program:
