@@ -21,6 +21,34 @@ __all__ = ["Algebra", "Held", "Mismatch", "Reason"]
 class Algebra(DimAlgebra):
     """Relations between the dims of tensors."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._sorted: dict[Leaf, tuple[Dim, int]] = {}
+
+    # ---------------------------------------------------------------- rows sorted by where they point
+
+    def sorted_rows(self, size: int, by: Dim, token: int) -> Dim:
+        """A new dim of rows in the order of the indices into ``by`` that belong to them (a set called ``token``).
+
+        When ``by`` is permuted its rows are too, in a way that depends on data; no parameter can follow that.
+        """
+        rows = self.new(size)
+        self._sorted |= {leaf: (by, token) for leaf in self.leaves(rows)}
+        return rows
+
+    def sorted_by(self, rows: Dim) -> int | None:
+        """By which set of indices a dim's rows are sorted; None when they are not."""
+        known = {root: token for leaf, (_, token) in self._sorted.items() for root in self.leaves((leaf,))}
+        return next((known[leaf] for leaf in self.leaves(rows) if leaf in known), None)
+
+    def settle_sorted(self, layouts: Iterable[Layout]) -> None:
+        """Fix rows that did not stay free or met a parameter, and what they were sorted by."""
+        parameters = self.layout_leaves(dim for layout in layouts for dim in layout)
+        for leaf, (by, _) in self._sorted.items():
+            now = self.leaves((leaf,))
+            if now != {self.root(leaf)} or now & parameters or self.reasons(leaf):
+                self.fix((leaf, *by), "rows sorted by it are used by position")
+
     # ---------------------------------------------------------------- contexts
 
     def limit(self, layout: Iterable[Dim], held: Collection[Leaf] = ()) -> Layout:

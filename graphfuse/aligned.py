@@ -179,7 +179,8 @@ def _encode(alignment: Alignment) -> dict[str, Any]:
         "target": alignment.target,
         "method": alignment.method,
         "axes": [[a.id, a.name, a.role, a.size, int(a.symmetry), list(a.context)] for a in alignment.axes],
-        "labels": [[x.name, list(x.shape), _dims_out(x.dims), list(x.consumed)] for x in alignment.labels.values()],
+        "labels": [[x.name, list(x.shape), _dims_out(x.dims), list(x.consumed), list(x.gains)]
+                   for x in alignment.labels.values()],
         "aliases": dict(alignment.aliases),
         "models": [
             {
@@ -196,8 +197,8 @@ def _encode(alignment: Alignment) -> dict[str, Any]:
 
 def _decode(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Alignment:
     labels = {
-        name: TensorLabel(name, tuple(shape), _layout_in(dims), tuple(consumed))
-        for name, shape, dims, consumed in document["labels"]
+        name: TensorLabel(name, tuple(shape), _layout_in(dims), tuple(consumed), tuple(gains))
+        for name, shape, dims, consumed, gains in document["labels"]
     }
     touches: dict[int, dict[Touch, None]] = {}
     for label in labels.values():
@@ -236,12 +237,12 @@ def _dims_out(dims: Layout) -> list[Any]:
 
 
 def _dim_out(dim: Dim) -> list[Any]:
-    """A leaf is [id, size]; a sum {"sum": [dims]}; a case {"case": [[id, size, dim], ...]}."""
+    """A leaf is [id, size, dual]; a sum {"sum": [dims]}; a case {"case": [[id, size, dim], ...]}."""
     words: list[Any] = []
     for factor in dim:
         match factor:
             case Leaf():
-                words.append([factor.id, factor.size])
+                words.append([factor.id, factor.size, factor.dual])
             case Sum():
                 words.append({"sum": [_dim_out(part) for part in factor.parts]})
             case Case():

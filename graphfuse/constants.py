@@ -19,8 +19,9 @@ from graphfuse.axes import Dim, SymmetryClass
 from graphfuse.rulebook.op import Label
 
 MAX_ELEMENTS = 1 << 25
-FILLS = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")
-UNSET = ("empty", "rand", "bernoulli", "multinomial", "normal", "dropout")
+UNWRITTEN = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")  # whatever it holds is not read
+FILLS = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", *UNWRITTEN)
+UNSET = ("rand", "bernoulli", "multinomial", "normal", "dropout")
 
 
 class Constants:
@@ -79,7 +80,7 @@ def _elements(meta: Tensor) -> int:
 
 
 def _filled(node: fx.Node, name: str, meta: Tensor) -> Tensor | None:
-    fill = 0 if "zeros" in name else 1
+    fill = 0 if "zeros" in name or name in UNWRITTEN else 1
     if "full" in name:
         fill = node.kwargs.get("fill_value", node.args[-1])
     if not isinstance(fill, int | float | bool):

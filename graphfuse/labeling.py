@@ -7,6 +7,7 @@ never a wrong claim.
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -90,6 +91,7 @@ class _Labeller:
         self.consumed: dict[str, frozenset[tuple[str, int]]] = {}
         self.factors: dict[str, frozenset[tuple[str, int]]] = {}
         self.notes: list[Note] = []
+        self.tokens = itertools.count()
 
     def run(self) -> Labelling:
         for node in self.captured.graph.nodes:
@@ -150,7 +152,12 @@ class _Labeller:
             several=isinstance(node.meta["val"], list | tuple),
         )
         operands = list(op.labels())
-        held = self._merge_held(operands)
+        stacked = self.rules.stacked(target)
+        held = self._merge_held(operands, op.args.get(stacked) if stacked else None)
+        if not stacked and not self.rules.keeps_index(target):
+            for label in operands:
+                if label.offsets is not None:  # a running total is of one order of what it counts
+                    self._fix_whole(label, "order")
         try:
             answer = rule(op)
             outputs = answer if isinstance(answer, list) else [answer]
@@ -176,7 +183,9 @@ class _Labeller:
             if axis not in own and self.algebra.layout_leaves((leaf,) for leaf in hold.rows) <= own
         }
         dims = self.algebra.limit(output.dims, scope)
-        uniform = own - self._varying(operands)
+        uniform = frozenset(x for x in own - self._varying(operands) if self.algebra.sorted_by((x,)) is None)
+        if output.points is not None and output.token is None:
+            output = replace(output, token=next(self.tokens))
         return replace(output, dims=dims, held=scope, is_mask=_is_mask(meta), value=None, uniform=uniform)
 
     def _lower_classes(self, own: frozenset[Leaf], operands: list[Label], meta: Any) -> None:
@@ -191,8 +200,11 @@ class _Labeller:
         algebra = self.algebra
         return frozenset().union(*(algebra.layout_leaves(x.dims) - algebra.leaves(tuple(x.uniform)) for x in operands))
 
-    def _merge_held(self, labels: list[Label]) -> dict[Leaf, Held]:
-        """Operands whose rows came from one axis by one index agree along it; any others may not differ along it."""
+    def _merge_held(self, labels: list[Label], stacked: Label | None) -> dict[Leaf, Held]:
+        """Operands whose rows came from one axis by one index agree along it; any others may not differ along it.
+
+        ``stacked`` has a member for each element of such an axis, of which every row meets its own.
+        """
         merged: dict[Leaf, Held] = {}
         clash: set[Leaf] = set()
         refined = [self._refined(label.held) for label in labels]
@@ -200,7 +212,8 @@ class _Labeller:
             for axis, hold in held.items():
                 if merged.setdefault(axis, hold).token != hold.token:
                     clash.add(axis)
-        clash |= {axis for axis in merged for label in labels if axis in self.algebra.layout_leaves(label.dims)}
+        plain = [label for label in labels if label is not stacked and label.offsets is None]
+        clash |= {axis for axis in merged for label in plain if axis in self.algebra.layout_leaves(label.dims)}
         if clash:
             for label, held in zip(labels, refined, strict=True):
                 self.algebra.limit(label.dims, [axis for axis in held if axis not in clash])
@@ -265,6 +278,7 @@ class _Labeller:
 
     def _settle(self) -> None:
         """Make every context definite: present in the tensor's own blocks, and never mutual."""
+        self.algebra.settle_sorted(self.tensors.values())
         for _ in range(8):
             before = dict(self.tensors)
             for name, layout in self.tensors.items():

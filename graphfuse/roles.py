@@ -93,7 +93,9 @@ class _Observer:
             self._normalised(node, data)
         elif len(data) == 1 and data[0].name in self.scores and not weighing:
             self.scores[node.name] = self.scores[data[0].name]
-        elif op in ("add", "mul") and (score := next((d.name for d in data if d.name in self.scores), None)):
+        elif op in ("add", "mul", "sub", "cat", "where") and (
+            score := next((d.name for d in data if d.name in self.scores), None)
+        ):
             self.scores[node.name] = self.scores[score]
 
     def _summed(self, node: fx.Node) -> frozenset[Leaf]:
@@ -149,7 +151,7 @@ class _Observer:
         else:
             self.found["head_dim_qk"] |= summed - states
             self.scores[node.name] = node
-        self.found["heads"] |= shared - self.found["residual"]
+        self.found["heads"] |= shared
 
     def _rates(self) -> frozenset[Leaf]:
         """Axes along which a parameter of several dims scales activations elementwise: rates of a state's decay."""

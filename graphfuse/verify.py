@@ -232,7 +232,16 @@ class _Wide(TorchDispatchMode):
             key: torch.float64 if isinstance(value, torch.dtype) and value in NARROW else value
             for key, value in (kwargs or {}).items()
         }
+        if func is torch.ops.aten._grouped_mm.default and len(args) == 3 and not kwargs.get("bias"):
+            return _grouped(*args)  # has no kernel for float64
         return func(*args, **kwargs)
+
+
+def _grouped(rows: Tensor, stack: Tensor, offsets: Tensor) -> Tensor:
+    """Rows [r, i] in blocks that end at ``offsets``, each times its own of the weights [e, i, o]."""
+    ends = offsets.tolist()
+    blocks = [rows[start:end] @ weight for start, end, weight in zip([0, *ends], ends, stack, strict=False)]
+    return torch.cat([*blocks, rows.new_zeros(len(rows) - ends[-1], stack.shape[-1])])
 
 
 @contextlib.contextmanager

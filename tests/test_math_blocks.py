@@ -340,3 +340,50 @@ def test_a_branch_on_data_is_captured_for_these_inputs_and_said_so() -> None:
     assert graph.captured.method == "make_fx"
     assert any("branch" in note.message for note in graph.notes), graph.notes
     assert graphfuse.verify(graph).ok
+
+
+@pytest.mark.parametrize("inverse", ["written", "sorted"])
+def test_experts_that_rows_are_sorted_to_may_be_exchanged(inverse: str) -> None:
+    """Rows sorted by expert, multiplied in blocks that end where their counts add up to, and put back in order."""
+
+    def grouped(rows: Tensor, stack: Tensor, ends: Tensor) -> Tensor:
+        return torch.ops.aten._grouped_mm(rows, stack, ends)
+
+    def forward(s: Net, x: Tensor) -> Tensor:
+        x = s.inp(x)
+        gate, chosen = s.router(x).softmax(-1).topk(2, -1)
+        experts, order = chosen.flatten().sort()
+        ends = torch.histc(experts.float(), bins=4, min=0, max=3).cumsum(0).to(torch.int32)
+        hidden = torch.relu(grouped(x[order // 2], s.up, ends) + s.shift[experts])
+        result = grouped(hidden, s.down, ends) * gate.flatten()[order, None]
+        back = order.argsort()
+        if inverse == "written":
+            back = torch.empty_like(order)
+            back[order] = torch.arange(len(order))
+        return s.out(result[back].view(-1, 2, 16).sum(1))
+
+    model = Net(
+        forward, inp=nn.Linear(5, 8), router=nn.Linear(8, 4), up=weight(4, 8, 24), down=weight(4, 24, 16),
+        shift=weight(4, 24), out=nn.Linear(16, 2),
+    )  # fmt: skip
+    narrow = torch.bfloat16  # the only type that torch traces the op with
+    check(model.to(narrow), rows().to(narrow), expect={(8, ()): 1, (4, ()): 1, (24, (4,)): 1, (16, ()): 1})
+
+
+def test_experts_stay_where_rows_in_their_order_meet_a_parameter() -> None:
+    """Rows sorted by expert follow the experts in a way that depends on data; a bias for each row cannot."""
+
+    def forward(s: Net, x: Tensor) -> Tensor:
+        x = s.inp(x)
+        chosen, order = s.router(x).argmax(-1).sort()
+        ends = torch.histc(chosen.float(), bins=4, min=0, max=3).cumsum(0).to(torch.int32)
+        h = torch.ops.aten._grouped_mm(x[order], s.up, ends) + s.place
+        return s.out(h[order.argsort()])
+
+    model = Net(
+        forward, inp=nn.Linear(5, 8), router=nn.Linear(8, 4), up=weight(4, 8, 16), place=weight(6, 1),
+        out=nn.Linear(16, 2),
+    )  # fmt: skip
+    narrow = torch.bfloat16
+    graph = check(model.to(narrow), rows(count=6).to(narrow), expect={(8, ()): 1, (16, ()): 1})
+    assert any("by position" in str(reason) for axis in graph.fixed for reason in axis.reasons)

@@ -28,6 +28,10 @@ class Label:
     ``value`` is the tensor itself where it depends on constants alone; ``is_mask`` marks booleans. ``uniform`` names
     the axes along which all its elements are equal, as they are along a broadcast dim. ``squared`` marks squares of
     which only sums are taken, so that rotations of what is summed are kept.
+
+    For rows that are dispatched to members of an axis (tokens to experts): ``token`` names one set of values that point
+    into it, in whatever order; ``counts`` says that the tensor counts the values of that set, ``offsets`` that it holds
+    their running total; ``bijection`` that every position it points to occurs once.
     """
 
     dims: Layout
@@ -37,6 +41,10 @@ class Label:
     is_mask: bool = False
     uniform: frozenset[Leaf] = frozenset()
     squared: bool = False
+    token: int | None = None
+    counts: int | None = None
+    offsets: int | None = None
+    bijection: bool = False
 
     @property
     def shape(self) -> Shape:

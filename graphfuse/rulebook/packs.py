@@ -218,6 +218,17 @@ class RuleBook:
         located = self.entry(op)
         return located.entry.gains if located else ()
 
+    def stacked(self, op: Any) -> str | None:
+        """The argument that holds one weight for each member of an axis, to which the op hands rows."""
+        located = self.entry(op)
+        return located.entry.stacked if located else None
+
+    def keeps_index(self, op: Any) -> bool:
+        """Whether the op copies or casts, so that integers still mean what they meant."""
+        located = self.entry(op)
+        spec = located.entry.pointwise if located else None
+        return spec is not None and spec.index == "keep"
+
 
 def _plain_elementwise(op: Any) -> Any:
     return elementwise(op, Elementwise())

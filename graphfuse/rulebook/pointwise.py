@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from graphfuse.axes import Dim, SymmetryClass, dim_size
@@ -49,8 +49,13 @@ def elementwise(op: Op, spec: Elementwise) -> Label | list[Label]:
             op.algebra.meet(dims[position], allowed)
     points = _points(op, spec, list(values.values()))
     empty = [shape is not None and 0 in shape and op.several for shape in op.shapes]
+    kept = Label(dims, points)
+    if spec.index == "keep" and len(values) == 1:
+        (only,) = values.values()
+        if isinstance(only, Label):
+            kept = replace(kept, token=only.token, counts=only.counts, offsets=only.offsets, bijection=only.bijection)
     labels = [
-        Label(op.algebra.fresh(shape or (), "empty")) if none else Label(dims, points)
+        Label(op.algebra.fresh(shape or (), "empty")) if none else kept
         for shape, none in zip(op.shapes, empty, strict=True)
     ]
     return labels if op.several else labels[0]

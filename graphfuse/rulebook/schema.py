@@ -125,6 +125,7 @@ class Entry(_Model):
     contracts: Contracts | None = None
     statistics: Statistics | None = None
     gains: Names = ()
+    stacked: str | None = None
     fixed_because: dict[str, str] = Field(default_factory=dict)
     example: Example | tuple[Example, ...] = ()
     source: str = ""
@@ -154,7 +155,7 @@ class Entry(_Model):
                 raise ValueError(f"{name!r} is no op; write namespace.name or namespace.name.overload")
         if self.signature is not None and self.pointwise is not None:
             raise ValueError("an entry has either a 'signature' or 'pointwise', not both")
-        if not (self.has_rule or self.contracts or self.statistics):
+        if not (self.has_rule or self.contracts or self.statistics or self.stacked):
             raise ValueError("the entry says nothing; it needs a 'signature' or 'pointwise'")
         if self.contracts and self.kind not in ("linear", "matmul", "convolution"):
             raise ValueError(f"'contracts' needs kind linear, matmul or convolution, not {self.kind!r}")

@@ -186,6 +186,8 @@ def ordered(op: Op) -> Label | list[Label]:
     """Ops for which positions along some dims matter; the other dims pass through."""
     x = first_tensor(op)
     op.fix_values(x)
+    if x.counts is not None and x.rank == 1 and "cumsum" in op.name:
+        return Label(x.dims, offsets=x.counts)
     if any(name in op.name for name in ("cumprod", "cummax", "cummin", "logcumsumexp", "renorm")):
         op.permutes(x)
     dims = list(x.dims)

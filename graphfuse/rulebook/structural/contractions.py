@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from graphfuse.algebra import broadcast_pairs
 from graphfuse.axes import Dim, SymmetryClass, dim_size, dualised
+from graphfuse.errors import RuleError
 from graphfuse.rulebook.op import Label, Op
 from graphfuse.rulebook.structural.table import Table
+from graphfuse.store import Held
 
 CONTRACTIONS = Table()
 
@@ -69,6 +71,33 @@ def _subscripts(equation: str, ranks: list[int]) -> tuple[list[list[str]], list[
         return split, letters(right, len(dots))
     flat = [letter for term in split for letter in term]
     return split, dots + sorted(letter for letter in set(flat) - set(dots) if flat.count(letter) == 1)
+
+
+def grouped(op: Op) -> Label:
+    """Rows [r, i] in blocks, one for each member of a stack of weights [e, i, o]; ``offs`` [e] says where they end.
+
+    The member that a row meets is held by it. The stack may be permuted only if the rows are sorted by the same
+    indices that the offsets count.
+    """
+    x, w, offsets = list(op.labels())[:3]
+    if x.rank != 2 or w.rank != 3 or op.args.get("bias") is not None:
+        raise RuleError(f"{op.name}: only rows [r, i] times weights [e, i, o] without bias")
+    rows, members = x.dims[0], w.dims[0]
+    op.algebra.unify_all([(members, offsets.dims[0]), (x.dims[1], dualised(w.dims[1]))])
+    if offsets.offsets is None or op.algebra.sorted_by(rows) != offsets.offsets:
+        op.algebra.fix(members, "order")
+        op.algebra.fix(rows, "order")
+    token = -1 - id(offsets) if offsets.offsets is None else offsets.offsets
+    own = op.algebra.leaves(rows)
+    held = {leaf: Held(token, own) for leaf in op.algebra.leaves(members)}
+    names = list(op.args)
+    op.consume(names[0], 1)
+    op.consume(names[1], 1)
+    return Label((rows, w.dims[2]), held=held)
+
+
+CONTRACTIONS("_grouped_mm")(grouped)
+CONTRACTIONS["transformers.grouped_mm_fallback"] = grouped
 
 
 @CONTRACTIONS("scaled_dot_product_attention")

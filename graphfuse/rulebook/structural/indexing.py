@@ -28,7 +28,8 @@ def indexed(op: Op, dim: Dim, index: Label) -> dict[Leaf, Held]:
     if index.points is not None and dim_size(index.points) == dim_size(dim):
         op.algebra.unify(dim, index.points)
         rows = op.algebra.layout_leaves(index.dims)
-        return {leaf: Held(id(index), rows) for leaf in op.algebra.leaves(dim)}
+        token = -1 - id(index) if index.token is None else index.token
+        return {leaf: Held(token, rows) for leaf in op.algebra.leaves(dim)}
     op.algebra.fix(dim, "index")
     op.fix_values(index)
     return {}
@@ -188,6 +189,9 @@ def index_put(op: Op) -> Label:
     tensors: list[Label] = [indices[d] for d in at]
     if any(label.is_mask for label in tensors):
         raise NotImplementedError("writing through a boolean mask")
+    if _inverts(x, tensors, values):
+        op.algebra.unify(values.dims[0], tensors[0].dims[0])
+        return Label((tensors[0].points or (),), values.points, bijection=True)  # nothing is left of what x was
     op.fix_values(x, values)
     for d, label in zip(at, tensors, strict=True):
         op.algebra.separate(x.dims, x.dims[d])
@@ -199,6 +203,15 @@ def index_put(op: Op) -> Label:
         op.algebra.separate(written, dim)
     op.algebra.broadcast([written, values.dims])
     return Label(x.dims)
+
+
+def _inverts(x: Label, tensors: list[Label], values: Label) -> bool:
+    """Whether positions are written to all places of a vector: the inverse of a permutation."""
+    (index, *others) = tensors
+    return (
+        not others and index.bijection and index.points is not None and values.points is not None
+        and x.shape == values.shape == index.shape == (dim_size(index.points),)
+    )  # fmt: skip
 
 
 @INDEXING("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
@@ -224,7 +237,7 @@ def one_hot(op: Op) -> Label:
     return Label((*x.dims, op.algebra.new(op.shape[-1], "index")))
 
 
-@INDEXING("nonzero", "nonzero_static", "masked_select", "bincount", "searchsorted", "bucketize", "unique", "_unique2")
+@INDEXING("nonzero", "nonzero_static", "masked_select", "searchsorted", "bucketize", "unique", "_unique2")
 def positions(op: Op) -> Label | list[Label]:
     """Results that list positions: everything that they look at is fixed."""
     for label in op.labels():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from graphfuse.axes import Dim, SymmetryClass
+from dataclasses import replace
+
+from graphfuse.axes import Dim, SymmetryClass, dim_size
 from graphfuse.rulebook.op import Label, Op
 from graphfuse.rulebook.structural.table import Table, dim_list, first_tensor
 
@@ -72,6 +74,9 @@ def softmax(op: Op) -> Label:
 def ranked(op: Op) -> Label | list[Label]:
     """Order along one dim by value: ranks are new fixed positions, indices point into the ranked axis."""
     x = first_tensor(op)
+    dispatching = x.rank == 1 and x.points is not None and not op.algebra.is_fixed(x.points) and "sort" in op.name
+    if dispatching and x.points is not None and x.token is not None:
+        return _dispatched(op, x, x.points, x.token)
     op.fix_values(x)
     d = op.axis_of("dim", x.rank, -1) if "msort" not in op.name else 0
     op.algebra.separate(x.dims, x.dims[d])
@@ -81,7 +86,30 @@ def ranked(op: Op) -> Label | list[Label]:
     else:
         dims = (*x.dims[:d], op.algebra.new(op.shape[d], "rank"), *x.dims[d + 1 :])
     indices = Label(dims, op.ranked(x, d))
+    indices = replace(indices, bijection=len(op.shape) == 1 == x.rank and "sort" in op.name)
     return [Label(dims), indices] if op.several else indices if "argsort" in op.name else Label(dims)
+
+
+def _dispatched(op: Op, x: Label, by: Dim, token: int) -> Label | list[Label]:
+    """Rows sorted by the member of an axis that they point to: their order follows that axis, and nothing else."""
+    rows = op.algebra.sorted_rows(x.shape[0], by, token)
+    order = Label((rows,), x.dims[0], bijection=True)
+    if op.several:
+        return [Label((rows,), by, token=token), order]
+    return order if "argsort" in op.name else Label((rows,), by, token=token)
+
+
+@REDUCTIONS("histc", "bincount")
+def histogram(op: Op) -> Label:
+    """How many values point to each element of an axis; of other values, numbers of fixed bins."""
+    x = first_tensor(op)
+    indices = x.points is not None and x.token is not None and op.args.get("weights") is None
+    if x.points is not None and indices and op.shape == (dim_size(x.points),):
+        return Label((x.points,), counts=x.token)
+    op.fix_values(*op.labels())
+    for dim in x.dims:
+        op.algebra.meet(dim, SymmetryClass.PERMUTATION)
+    return Label(op.algebra.fresh(op.shape, "bins"))
 
 
 @REDUCTIONS("_weight_norm", "_weight_norm_interface")
