@@ -179,8 +179,10 @@ def _encode(alignment: Alignment) -> dict[str, Any]:
         "target": alignment.target,
         "method": alignment.method,
         "axes": [[a.id, a.name, a.role, a.size, int(a.symmetry), list(a.context)] for a in alignment.axes],
-        "labels": [[x.name, list(x.shape), _dims_out(x.dims), list(x.consumed), list(x.gains)]
-                   for x in alignment.labels.values()],
+        "labels": [
+            [x.name, list(x.shape), _dims_out(x.dims), list(x.consumed), list(x.gains)]
+            for x in alignment.labels.values()
+        ],
         "aliases": dict(alignment.aliases),
         "models": [
             {

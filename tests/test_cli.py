@@ -81,8 +81,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     (tmp_path / "cli_nets.py").write_text(NETS)
     (tmp_path / "cli_bare.py").write_text(BARE)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("graphfuse.cli.out", Console(width=200))
-    monkeypatch.setattr("graphfuse.cli.err", Console(width=200, stderr=True))
+    monkeypatch.setattr("graphfuse.cli.console.out", Console(width=200))
+    monkeypatch.setattr("graphfuse.cli.console.err", Console(width=200, stderr=True))
 
     def call(*words: str) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -237,7 +237,7 @@ def test_a_defect_is_no_traceback_either(run: Run, monkeypatch: pytest.MonkeyPat
     def defect(*args: Any, **kwargs: Any) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr("graphfuse.cli.trace", defect)
+    monkeypatch.setattr("graphfuse.cli.steps.trace", defect)
     code, _, error = run("inspect", "cli_nets:net")
     assert code == 1 and "unexpected ZeroDivisionError" in error and "--debug shows where" in error
 

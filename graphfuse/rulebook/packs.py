@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.resources
 import importlib.util
@@ -24,6 +25,7 @@ from graphfuse.rulebook.op import Rule
 from graphfuse.rulebook.pointwise import Elementwise, elementwise
 from graphfuse.rulebook.schema import Entry, PackFile
 from graphfuse.rulebook.structural import STRUCTURAL
+from graphfuse.rulebook.structural.table import Table
 
 GROUP = "graphfuse.rules"
 """Entry-point group of third-party packs: ``name = "package.folder"`` (all its YAML files) or ``package:pack.yaml``."""
@@ -252,8 +254,10 @@ def _functional_name(name: str) -> str | None:
     return name[:-1] if name.endswith("_") and not name.endswith("__") else None
 
 
-def build(packs: Iterable[Pack], structural: Mapping[str, Rule] | None = None) -> RuleBook:
-    """One rule book of several packs; a later one overrides an earlier one only where it says ``replace: true``.
+def build(
+    packs: Iterable[Pack], structural: Mapping[str, Rule] | None = None, tables: Iterable[Table] = ()
+) -> RuleBook:
+    """One rule book of packs and tables; a later one overrides an earlier one only where it says ``replace``.
 
     Raises
     ------
@@ -274,28 +278,69 @@ def build(packs: Iterable[Pack], structural: Mapping[str, Rule] | None = None) -
                 if name in rules and located.rule is not None and not entry.replace:
                     raise RuleError(_conflict(name, "graphfuse's own rule in Python", str(located)))
                 entries[name] = located
-    return RuleBook(entries, rules)
+    return RuleBook(*_with_tables(entries, rules, tables))
+
+
+def _with_tables(
+    entries: dict[str, Located], rules: Mapping[str, Rule], tables: Iterable[Table]
+) -> tuple[dict[str, Located], dict[str, Rule]]:
+    """A user's rules in Python beside the packs' and graphfuse's own."""
+    merged, owners = dict(rules), dict.fromkeys(rules, "graphfuse's own rule in Python")
+    for table in tables:
+        for name, rule in table.items():
+            where = f"{rule.__module__}.{rule.__qualname__}, in Python"
+            located = entries.get(name)
+            if located is not None and located.rule is not None:
+                if not table.replace:
+                    raise RuleError(_conflict(name, str(located), where))
+                entries = {key: value for key, value in entries.items() if key != name}
+            if name in owners and not table.replace:
+                raise RuleError(_conflict(name, owners[name], where))
+            merged[name], owners[name] = rule, where
+    return entries, merged
 
 
 def _conflict(name: str, first: str, second: str) -> str:
     return f"two rules for {name}:\n  {first}\n  {second}\nSay 'replace: true' in the entry that is to win."
 
 
-def load_rules(rules: Iterable[str | Path | Pack | RuleBook] | str | Path = ()) -> RuleBook:
+Rules = str | Path | Pack | Table | RuleBook
+
+
+def load_rules(rules: Iterable[Rules] | str | Path | Table = ()) -> RuleBook:
     """The built-in packs, those of installed distributions, and the user's own, as one rule book.
 
     Parameters
     ----------
-    rules : paths of YAML packs, or packs
-        A single path may stand alone; a single :class:`RuleBook` is returned as it is.
+    rules : paths of YAML packs, packs, or tables of rules in Python
+        A single path or table may stand alone; ``module:name`` is a table to be imported; a single
+        :class:`RuleBook` is returned as it is.
 
     Raises
     ------
     RuleError
         When a pack is malformed or contradicts another.
     """
-    given = [rules] if isinstance(rules, str | Path) else list(rules)
+    given = [rules] if isinstance(rules, str | Path | Table) else list(rules)
     if len(given) == 1 and isinstance(given[0], RuleBook):
         return given[0]
-    own = [rule if isinstance(rule, Pack) else read_pack(cast(str | Path, rule)) for rule in given]
-    return build([*builtin_packs(), *entry_point_packs(), *own])
+    own = [_read(rule) for rule in given]
+    packs = [rule for rule in own if isinstance(rule, Pack)]
+    return build([*builtin_packs(), *entry_point_packs(), *packs], tables=[t for t in own if isinstance(t, Table)])
+
+
+def _read(rule: Rules) -> Pack | Table:
+    if isinstance(rule, Pack | Table):
+        return rule
+    if isinstance(rule, RuleBook):
+        raise RuleError("a rule book is complete: give it alone, or give the packs that it was made of")
+    module, colon, name = str(rule).partition(":")
+    if not colon or Path(rule).exists() or module.endswith((".yaml", ".yml")):
+        return read_pack(rule)
+    try:
+        table = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise RuleError(f"rules {rule}: cannot be imported ({error})") from error
+    if not isinstance(table, Table):
+        raise RuleError(f"rules {rule}: is {type(table).__name__}, not a graphfuse.rulebook.Table")
+    return table

@@ -8,13 +8,28 @@ from graphfuse.rulebook.op import Label, Op, Rule
 
 
 class Table(dict[str, Rule]):
-    """Rules by op, all overloads of one ATen name together: ``aten.view``."""
+    """Rules in Python by op, all overloads of one name together: ``aten.view``.
+
+    ``namespace`` is that of the ops (``mine`` for ``torch.ops.mine.shift``); with ``replace`` the table's rules win
+    over any that graphfuse or a pack has for the same op.
+
+    >>> rules = Table("mine")
+    >>> @rules("shift")
+    ... def shift(op):
+    ...     return op.label("x")
+    >>> list(rules)
+    ['mine.shift']
+    """
+
+    def __init__(self, namespace: str = "aten", replace: bool = False) -> None:
+        super().__init__()
+        self.namespace, self.replace = namespace, replace
 
     def __call__(self, *names: str) -> Callable[[Rule], Rule]:
-        """Decorator: the rule serves the ATen ops of these names."""
+        """Decorator: the rule serves the ops of these names."""
 
         def add(rule: Rule) -> Rule:
-            self.update({f"aten.{name}": rule for name in names})
+            self.update({f"{self.namespace}.{name}": rule for name in names})
             return rule
 
         return add

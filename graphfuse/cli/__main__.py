@@ -1,0 +1,5 @@
+import sys
+
+from graphfuse.cli import main
+
+sys.exit(main())

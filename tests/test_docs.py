@@ -1,0 +1,43 @@
+"""The pages in docs/ say what is so: their Python runs, their rules prove themselves, their commands succeed."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import importable
+
+from graphfuse.cli import main
+
+PAGE = (Path(__file__).parents[1] / "docs" / "rules.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE, re.DOTALL)
+EXPECTED = {"graphfuse rules missing nets:net": 1}  # the exit code of a command that finds what the page is about
+
+
+def test_the_page_on_rules_from_the_note_to_the_passing_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = 0
+    with importable(tmp_path):
+        for kind, text in BLOCKS:
+            name = re.match(r"# (\S+\.(py|yaml))\n", text)
+            if name is not None:
+                (tmp_path / name[1]).write_text(text)
+            elif kind == "python":
+                exec(compile(text, "docs/rules.md", "exec"), {"torch": torch})
+            elif kind == "console":
+                for line in text.strip().splitlines():
+                    code = main(line.split()[1:])
+                    printed = capsys.readouterr()
+                    assert code == EXPECTED.get(line, 0), f"{line}\n{printed.out}{printed.err}"
+                    ran += 1
+                    if "missing" in line:
+                        assert "mine.soft_scale.default: no rule" in printed.out
+                        assert 'signature: "x[' in printed.out
+            else:
+                assert kind == "toml" and tomllib.loads(text)
+    assert ran == 5
