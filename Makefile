@@ -19,7 +19,7 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-zoo: $(VENV)/.zoo
+zoo: $(VENV)/.dev
 	$(BIN)/python -m pytest -m zoo
 
 $(BIN)/python:
@@ -30,12 +30,8 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP_INSTALL) --editable '.[dev]'
-	touch $@ $(VENV)/.demo
-
-$(VENV)/.zoo: $(VENV)/.dev
 	$(PIP_INSTALL) --editable '.[dev,zoo]'
-	touch $@
+	touch $@ $(VENV)/.demo
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache .grimp_cache

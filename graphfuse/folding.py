@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from graphfuse.axes import SymmetryClass, dim_size
 from graphfuse.capture import Captured, state_of
 from graphfuse.labeling import label
-from graphfuse.rulebook import RuleBook, load_rules
+from graphfuse.rulebook import RuleBook, Rules, load_rules
 from graphfuse.symmetry import Contraction, SymmetryGraph, TensorLabel, assemble
 
 
@@ -42,7 +42,7 @@ class Folded:
     kept: Mapping[str, str]
 
 
-def fold_gains(graph: SymmetryGraph, *, rules: Iterable[str | RuleBook] | RuleBook = ()) -> Folded:
+def fold_gains(graph: SymmetryGraph, *, rules: Iterable[Rules] | RuleBook = ()) -> Folded:
     """Fold every gain that multiplies an activation into the weights of the layers that read the product.
 
     Parameters

@@ -20,7 +20,7 @@ from graphfuse.flow import Flow, consumed_dims, flow_of, free_elements, free_lea
 from graphfuse.frontend import written_in_training
 from graphfuse.labeling import Labelling, Note, Value, label, statistics_of
 from graphfuse.roles import roles_of
-from graphfuse.rulebook import RuleBook, load_rules
+from graphfuse.rulebook import RuleBook, Rules, load_rules
 from graphfuse.rulebook.op import Label
 
 
@@ -160,7 +160,7 @@ def trace(
     args: tuple[Any, ...] | Tensor = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
-    rules: Iterable[str | RuleBook] | RuleBook = (),
+    rules: Iterable[Rules] | RuleBook = (),
 ) -> SymmetryGraph:
     """Find the permutation symmetries of a model.
 

@@ -466,6 +466,9 @@ def test_a_cache_kept_in_a_dict_holds_no_traced_tensors() -> None:
 
 
 def test_hooks_that_a_first_forward_installs_are_not_installed_twice() -> None:
+    def shift(module: nn.Module, args: Any, output: Any) -> Any:
+        return output + 1
+
     class Hooked(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -473,7 +476,7 @@ def test_hooks_that_a_first_forward_installs_are_not_installed_twice() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             if not self.ready:
-                self.a.register_forward_hook(lambda module, args, output: output + 1)
+                self.a.register_forward_hook(shift)
                 self.ready = True
             return self.a(x)
 

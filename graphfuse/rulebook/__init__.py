@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from graphfuse.rulebook.op import Label, Op, Rule
-from graphfuse.rulebook.packs import Pack, RuleBook, build, load_rules, read_pack
+from graphfuse.rulebook.packs import Pack, RuleBook, Rules, build, load_rules, read_pack
 from graphfuse.rulebook.structural.table import Table
 
-__all__ = ["Label", "Op", "Pack", "Rule", "RuleBook", "Table", "build", "load_rules", "read_pack"]
+__all__ = ["Label", "Op", "Pack", "Rule", "RuleBook", "Rules", "Table", "build", "load_rules", "read_pack"]

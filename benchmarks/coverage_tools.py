@@ -1,0 +1,159 @@
+"""What each tool believes a model's permutation symmetry to be: a random element of it, applied to the model.
+
+Each tool is used as its own documentation says. Torch-Pruning prunes: its groups of coupled channels say which indices
+go together, so a permutation of a group's root is carried to all its members; it is told the output layers to ignore
+and the number of heads. rebasin and sinkhorn-rebasin permute by themselves; their permutations are drawn at random.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+QUERIES = ("qkv", "q_proj", "k_proj", "v_proj", "query", "key", "value", "c_attn", "in_proj")
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
+
+
+def permute_graphfuse(model: nn.Module, call: Call, heads: int | None, generator: torch.Generator) -> nn.Module:
+    import graphfuse
+    from graphfuse.capture import state_of
+    from graphfuse.permutations import permuted, sample
+
+    graph = graphfuse.trace(model, *call)
+    state = state_of(model)
+    moved = permuted(graph, state, sample(graph, generator))
+    with torch.no_grad():
+        for name, tensor in state.items():
+            tensor.copy_(moved[name])
+    return model
+
+
+def permute_rebasin(model: nn.Module, call: Call, heads: int | None, generator: torch.Generator) -> nn.Module:
+    from rebasin import PermutationCoordinateDescent  # pyright: ignore
+
+    args, kwargs = call
+    inputs = kwargs or (args[0] if len(args) == 1 else list(args))
+    descent = PermutationCoordinateDescent(copy.deepcopy(model), model, inputs)
+    for permutation, _ in descent.pinit.model_graph.permutation_to_info:
+        permutation.perm_indices = torch.randperm(len(permutation.perm_indices), generator=generator)
+    descent.apply_permutations()
+    return model
+
+
+def permute_sinkhorn(model: nn.Module, call: Call, heads: int | None, generator: torch.Generator) -> nn.Module:
+    from rebasin import RebasinNet  # pyright: ignore
+
+    args, kwargs = call
+    if kwargs or len(args) != 1 or not args[0].is_floating_point():
+        raise TypeError("RebasinNet takes the shape of one input tensor of numbers")
+    net = RebasinNet(model, tuple(args[0].shape), permutation_type="broadcast")
+    torch.manual_seed(int(torch.randint(1 << 30, (), generator=generator)))
+    net.random_init()
+    net.eval()
+    return net()
+
+
+def permute_pruning(model: nn.Module, call: Call, heads: int | None, generator: torch.Generator) -> nn.Module:
+    import torch_pruning as tp  # pyright: ignore
+
+    args, kwargs = call
+    ignored = _last_layers(model, call)
+    graph = tp.DependencyGraph().build_dependency(
+        model, example_inputs=kwargs or args, output_transform=lambda out: sum(
+            t.sum() for t in pytree.tree_leaves(out) if isinstance(t, Tensor) and t.requires_grad
+        ),
+    )  # fmt: skip
+    attending = {
+        m for name, m in model.named_modules()
+        if heads and (name.rpartition(".")[2] in QUERIES or isinstance(m, nn.MultiheadAttention))
+    }  # fmt: skip
+    for group in graph.get_all_groups(ignored_layers=ignored, root_module_types=[nn.modules.conv._ConvNd, nn.Linear]):
+        members = [(item.dep, list(zip(item.idxs, item.root_idxs, strict=True))) for item in group.items]
+        size = 1 + max(root for _, pairs in members for _, root in pairs)
+        structured = heads if any(dep.target.module in attending for dep, _ in members) else None
+        order = _order(size, structured, generator)
+        done: set[tuple[int, int, int]] = set()
+        for dep, pairs in members:
+            out = graph.is_out_channel_pruning_fn(dep.handler)
+            for tensor, dim in _tensors(dep.target, out):
+                if (key := (tensor.data_ptr(), tensor.dim(), dim)) not in done:
+                    done.add(key)
+                    _reorder(tensor, dim, pairs, order)
+    return model
+
+
+def _last_layers(model: nn.Module, call: Call) -> list[nn.Module]:
+    """What a user would tell it to leave alone: layers whose outputs the model returns, and the last one run."""
+    seen: list[tuple[nn.Module, Any]] = []
+    kinds = (nn.Linear, nn.modules.conv._ConvNd)
+    hooks = [m.register_forward_hook(lambda m, _, out: seen.append((m, out))) for m in model.modules()]
+    with torch.no_grad():
+        returned = {id(t) for t in pytree.tree_leaves(model(*call[0], **call[1])) if isinstance(t, Tensor)}
+    for hook in hooks:
+        hook.remove()
+    layers: list[nn.Module] = [m for m, out in seen if isinstance(m, kinds) and id(out) in returned]
+    return layers or [m for m, _ in seen if isinstance(m, kinds)][-1:]
+
+
+def _order(size: int, heads: int | None, generator: torch.Generator) -> list[int]:
+    if not heads or size % heads:
+        return torch.randperm(size, generator=generator).tolist()
+    units = torch.randperm(size // heads, generator=generator)
+    blocks = torch.arange(heads)  # its groups do not tie the heads of queries to those of values, so heads stay
+    return (blocks[:, None] * (size // heads) + units).flatten().tolist()
+
+
+def _tensors(target: Any, out: bool) -> list[tuple[Tensor, int]]:
+    """The tensors of a group's member that lie along its channels, each with its dim."""
+    module = target.module
+    if isinstance(module, nn.Parameter):
+        return [(module.data, target.pruning_dim)]
+    if isinstance(module, NORMS):
+        found = [getattr(module, name, None) for name in ("weight", "bias", "running_mean", "running_var")]
+        return [(t.data, t.dim() - 1) for t in found if t is not None]
+    if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+        rows, shift = module.in_proj_weight.data, module.in_proj_bias.data
+        out_rows, out_shift = module.out_proj.weight.data, module.out_proj.bias.data
+        blocks = [(rows.unflatten(0, (3, -1)), 1), (rows, 1), (shift.unflatten(0, (3, -1)), 1)]
+        return [*blocks, (out_rows, 0), (out_rows, 1), (out_shift, 0)]
+    if isinstance(module, nn.Embedding):
+        return [(module.weight.data, 1)]
+    if isinstance(module, nn.modules.conv._ConvNd):
+        depthwise = module.groups > 1 and module.groups == module.in_channels
+        if not out and not depthwise:
+            return [(module.weight.data, 0 if module.transposed else 1)]
+        rows = (module.weight.data, 1 if module.transposed and not depthwise else 0)
+        return [rows, *([(module.bias.data, 0)] if module.bias is not None else [])]
+    if isinstance(module, nn.Linear):
+        if not out:
+            return [(module.weight.data, 1)]
+        return [(module.weight.data, 0), *([(module.bias.data, 0)] if module.bias is not None else [])]
+    if any(True for _ in module.parameters(recurse=False)) and not type(module).__module__.startswith("torch_pruning"):
+        raise TypeError(f"its groups hold a {type(module).__name__}, which a permutation cannot be read from")
+    return []
+
+
+def _reorder(tensor: Tensor, dim: int, pairs: list[tuple[int, int]], order: list[int]) -> None:
+    places: dict[int, list[int]] = {}
+    for index, root in pairs:
+        places.setdefault(root, []).append(index)
+    source = torch.arange(tensor.shape[dim])
+    for root, targets in places.items():
+        for target, other in zip(targets, places.get(order[root], targets), strict=True):
+            source[target] = other
+    tensor.copy_(tensor.index_select(dim, source))
+
+
+TOOLS: dict[str, tuple[str | None, Callable[[nn.Module, Call, int | None, torch.Generator], nn.Module]]] = {
+    "graphfuse": (None, permute_graphfuse),
+    "torch-pruning": ("torch-pruning==1.6.1", permute_pruning),
+    "rebasin": ("rebasin==0.0.47", permute_rebasin),
+    "sinkhorn-rebasin": ("sinkhorn-rebasin==0.0.2", permute_sinkhorn),
+}
+"""Tool -> what pip installs it by, and how it is used."""
