@@ -98,7 +98,8 @@ def _last_layers(model: nn.Module, call: Call) -> list[nn.Module]:
     for hook in hooks:
         hook.remove()
     layers: list[nn.Module] = [m for m, out in seen if isinstance(m, kinds) and id(out) in returned]
-    return layers or [m for m, _ in seen if isinstance(m, kinds)][-1:]
+    every: list[nn.Module] = [m for m, _ in seen if isinstance(m, kinds)]
+    return layers or every[-1:]
 
 
 def _order(size: int, heads: int | None, generator: torch.Generator) -> list[int]:

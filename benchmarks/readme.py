@@ -1,4 +1,4 @@
-"""Write the README's tables from what was measured: the demo's demo.json and the records of benchmarks/label.py.
+"""Write the README's tables from what was measured: the demo's demo.json, the records of label.py and coverage.py.
 
 python benchmarks/readme.py demo-out/demo.json
 """
@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import coverage
 import label
 from records import table
 
@@ -39,11 +40,12 @@ def filled(text: str, name: str, content: str) -> str:
 
 
 def main() -> None:
-    """Fill both tables."""
+    """Fill all tables."""
     if len(sys.argv) != 2:
         raise SystemExit(__doc__)
     text = filled(README.read_text(), "demo", demo_table(json.loads(Path(sys.argv[1]).read_text())))
-    README.write_text(filled(text, "label", label.show()))
+    text = filled(text, "label", label.show())
+    README.write_text(filled(text, "coverage", coverage.show("field")))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from graphfuse.errors import GraphFuseError
 from graphfuse.folding import Folded, fold_gains
 from graphfuse.fuse import FuseResult, fuse
 from graphfuse.symmetry import SymmetryGraph, trace
+from graphfuse.translate import Translation, translate
 from graphfuse.verify import Verification, verify
 
 __version__ = "0.1.0"
@@ -25,11 +26,13 @@ __all__ = [
     "FuseResult",
     "GraphFuseError",
     "SymmetryGraph",
+    "Translation",
     "Verification",
     "__version__",
     "align",
     "fold_gains",
     "fuse",
     "trace",
+    "translate",
     "verify",
 ]
