@@ -1,10 +1,10 @@
-# make demo | make test | make zoo | make clean.  The first two make .venv when there is none.
+# make demo | make test | make zoo | make nightly | make clean.  The first two make .venv when there is none.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
 
-.PHONY: demo test lint zoo clean
+.PHONY: demo test lint zoo nightly clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -18,6 +18,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+nightly: $(VENV)/.dev
+	GRAPHFUSE_PROGRAMS=2000 $(BIN)/python -m pytest tests/test_soundness.py
+	$(BIN)/python -m pytest -m zoo
 
 zoo: $(VENV)/.dev
 	$(BIN)/python -m pytest -m zoo

@@ -10,6 +10,7 @@ True
 from graphfuse.aligned import Alignment
 from graphfuse.alignment import align
 from graphfuse.config import FuseConfig
+from graphfuse.depth import DepthMatch, match_depth
 from graphfuse.errors import GraphFuseError
 from graphfuse.folding import Folded, fold_gains
 from graphfuse.fuse import FuseResult, fuse
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Alignment",
+    "DepthMatch",
     "Folded",
     "FuseConfig",
     "FuseResult",
@@ -32,6 +34,7 @@ __all__ = [
     "align",
     "fold_gains",
     "fuse",
+    "match_depth",
     "trace",
     "translate",
     "verify",
