@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from coverage_models import LISTS, Case
-from coverage_tools import TOOLS
+from coverage_tools import TOOLS, NotReadable
 from records import append, context, load, table
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -31,7 +31,7 @@ from graphfuse.verify import randomised
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "graphfuse" / "peers"
 TOLERANCE = 1e-6
-STATUSES = ("ok", "wrong", "nothing", "error", "timeout")
+STATUSES = ("ok", "wrong", "nothing", "n/a", "error", "timeout")
 ALSO = {
     "rebasin": ["torchview", "tqdm", "graphviz"],
     "torch-pruning": ["tqdm"],
@@ -59,6 +59,8 @@ def measure(tool: str, case: Case, seed: int = 0) -> dict[str, Any]:
     start = time.perf_counter()
     try:
         moved = TOOLS[tool][1](model, (args, kwargs), case.heads, generator)
+    except NotReadable as error:
+        return record | {"status": "n/a", "seconds": time.perf_counter() - start, "why": str(error)}
     except Exception as error:
         why = f"{type(error).__name__}: {str(error)[:200]}"
         return record | {"status": "error", "seconds": time.perf_counter() - start, "why": why}
@@ -129,7 +131,18 @@ def show(which: str) -> str:
         rows.append(
             [tool, str(len(mine)), *counts, f"{seconds:.1f}", f"{shares[len(shares) // 2]:.0%}" if shares else "-"]
         )
-    head = ["tool", "models", "ok", "wrong", "nothing moved", "error", "timeout", "median s", "median share moved"]
+    head = [
+        "tool",
+        "models",
+        "ok",
+        "wrong",
+        "nothing moved",
+        "n/a",
+        "error",
+        "timeout",
+        "median s",
+        "median share moved",
+    ]
     return table(head, rows)
 
 
@@ -140,7 +153,7 @@ def _cell(record: dict[str, Any] | None) -> str:
         return f"ok, {record['share']:.0%}, {record['seconds']:.1f} s"
     if record["status"] == "wrong":
         return f"**wrong** {record['change']:.0e}" if "change" in record else "**wrong** (shapes)"
-    return f"{record['status']}, {record['seconds']:.0f} s"
+    return "n/a" if record["status"] == "n/a" else f"{record['status']}, {record['seconds']:.0f} s"
 
 
 def main() -> None:

@@ -15,6 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+
+class NotReadable(Exception):
+    """The tool has no permutation for such a model that could be read from it, or takes no such inputs."""
+
+
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 QUERIES = ("qkv", "q_proj", "k_proj", "v_proj", "query", "key", "value", "c_attn", "in_proj")
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
@@ -51,7 +56,7 @@ def permute_sinkhorn(model: nn.Module, call: Call, heads: int | None, generator:
 
     args, kwargs = call
     if kwargs or len(args) != 1 or not args[0].is_floating_point():
-        raise TypeError("RebasinNet takes the shape of one input tensor of numbers")
+        raise NotReadable("RebasinNet takes the shape of one input tensor of numbers")
     net = RebasinNet(model, tuple(args[0].shape), permutation_type="broadcast")
     torch.manual_seed(int(torch.randint(1 << 30, (), generator=generator)))
     net.random_init()
@@ -78,6 +83,12 @@ def permute_pruning(model: nn.Module, call: Call, heads: int | None, generator: 
         size = 1 + max(root for _, pairs in members for _, root in pairs)
         structured = heads if any(dep.target.module in attending for dep, _ in members) else None
         order = _order(size, structured, generator)
+        if coupled := _coupled(graph, group, size):
+            classes = torch.randperm(len(coupled), generator=generator).tolist()
+            order = list(range(size))
+            for k, roots in enumerate(coupled):
+                for root, source in zip(roots, coupled[classes[k]], strict=True):
+                    order[root] = source
         done: set[tuple[int, int, int]] = set()
         for dep, pairs in members:
             out = graph.is_out_channel_pruning_fn(dep.handler)
@@ -86,6 +97,22 @@ def permute_pruning(model: nn.Module, call: Call, heads: int | None, generator: 
                     done.add(key)
                     _reorder(tensor, dim, pairs, order)
     return model
+
+
+def _coupled(graph: Any, group: Any, size: int) -> list[list[int]]:
+    """Roots that it prunes together (the halves of a chunk, say), each class in order; empty where every root is alone.
+
+    A group with all indices hides this, so it is asked for every index by itself.
+    """
+
+    def roots(index: int) -> tuple[int, ...]:
+        root = group.items[0].dep
+        return tuple(sorted(graph.get_pruning_group(root.target.module, root.handler, [index]).items[0].idxs))
+
+    if len(roots(0)) == 1:
+        return []
+    classes = list(dict.fromkeys(roots(index) for index in range(size)))
+    return [list(members) for members in classes] if len({len(members) for members in classes}) == 1 else []
 
 
 def _last_layers(model: nn.Module, call: Call) -> list[nn.Module]:
@@ -127,6 +154,8 @@ def _tensors(target: Any, out: bool) -> list[tuple[Tensor, int]]:
         return [(module.weight.data, 1)]
     if isinstance(module, nn.modules.conv._ConvNd):
         depthwise = module.groups > 1 and module.groups == module.in_channels
+        if not out and module.groups > 1 and not depthwise:
+            raise NotReadable("its indices of a grouped convolution's inputs are not those of the weight")
         if not out and not depthwise:
             return [(module.weight.data, 0 if module.transposed else 1)]
         rows = (module.weight.data, 1 if module.transposed and not depthwise else 0)
@@ -136,7 +165,7 @@ def _tensors(target: Any, out: bool) -> list[tuple[Tensor, int]]:
             return [(module.weight.data, 1)]
         return [(module.weight.data, 0), *([(module.bias.data, 0)] if module.bias is not None else [])]
     if any(True for _ in module.parameters(recurse=False)) and not type(module).__module__.startswith("torch_pruning"):
-        raise TypeError(f"its groups hold a {type(module).__name__}, which a permutation cannot be read from")
+        raise NotReadable(f"its groups hold a {type(module).__name__}, which a permutation cannot be read from")
     return []
 
 

@@ -163,6 +163,7 @@ def _without(captured: Captured, products: Mapping[str, str], gains: set[str]) -
             env[node] = env[other]
         else:
             env[node] = graph.node_copy(node, lambda n: env[n])
+            env[node].name = node.name  # copying makes up another where Python has a word of that name
             if gain is not None:
                 copied = env[node]
                 copied.args = tuple(None if a is not None and a in _copies(env, gain) else a for a in copied.args)
