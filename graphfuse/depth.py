@@ -27,8 +27,9 @@ ROWS = 2048  # activations of a layer that are looked at
 class DepthMatch:
     """``model`` has the target's depth and the other model's weights, layer by layer as ``layers`` says.
 
-    ``layers`` maps a layer of the target to one of the other. Those of the target that have no partner (``kept``) keep
-    the target's own weights, so that fusing leaves them as they are; those of the other that have none are ``dropped``.
+    ``layers`` maps a layer of the target to one of the other. Those of the target that have no partner (``kept``) have
+    the target's own weights here; fusing with data does not know this and moves them like all others. Those of the other
+    that have none are ``dropped``.
     ``similarity`` is the alignment of each pair, shape (target's layers, other's layers), None for a mapping by hand.
     """
 
