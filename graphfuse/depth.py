@@ -28,8 +28,8 @@ class DepthMatch:
     """``model`` has the target's depth and the other model's weights, layer by layer as ``layers`` says.
 
     ``layers`` maps a layer of the target to one of the other. Those of the target that have no partner (``kept``) have
-    the target's own weights here; fusing with data does not know this and moves them like all others. Those of the other
-    that have none are ``dropped``.
+    the target's own weights here; fusing with data does not know this and moves them like all others. Those of the
+    other that have none are ``dropped``.
     ``similarity`` is the alignment of each pair, shape (target's layers, other's layers), None for a mapping by hand.
     """
 
