@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from graphfuse.aligned import Aligned, Alignment
 from graphfuse.capture import signature_of, state_of
 from graphfuse.config import FuseConfig, nearest
-from graphfuse.correspond import Correspondence, correspond
+from graphfuse.correspond import Correspondence, correspond, expect_same_names
 from graphfuse.costs.activations import ActivationEvidence
 from graphfuse.costs.blend import BlendEvidence
 from graphfuse.costs.evidence import Evidence, Problem
@@ -22,8 +22,9 @@ from graphfuse.costs.weights import WeightEvidence
 from graphfuse.errors import CheckpointError, ConfigError, CorrespondenceError, DataError
 from graphfuse.lockstep import Batch, Lockstep, Retrace, batches
 from graphfuse.maps import identity
+from graphfuse.matching import call_of, same_program, translate
 from graphfuse.roles import ROLES
-from graphfuse.rulebook import load_rules
+from graphfuse.rulebook import RuleBook, load_rules
 from graphfuse.symmetry import SymmetryGraph, trace
 from graphfuse.transport.coordinate import Solution, coordinate
 
@@ -44,6 +45,7 @@ class Prepared:
     data: tuple[Batch, ...]
     config: FuseConfig
     method: Literal["weights", "activations", "blend"]
+    notes: tuple[str, ...] = ()
 
 
 def align(
@@ -61,7 +63,8 @@ def align(
     Parameters
     ----------
     models : sequence of nn.Module
-        Two or more, of one architecture; hidden widths may differ. They are left as they are.
+        Two or more that do the same computation; hidden widths may differ. Where names or layouts differ from those of
+        the target, a model is first translated into them. They are left as they are.
     args, kwargs :
         Example inputs, as the models take them. With data they are not needed: its first batch is used.
     data : iterable of batches, optional
@@ -117,26 +120,50 @@ def prepare(
         args, kwargs = found[0].args, found[0].kwargs
     elif not args and not kwargs:
         raise DataError("no example inputs.\n  what to do: pass args or kwargs as the models take them, or data")
-    states = tuple(state_of(model) for model in models)
-    for k, state in enumerate(states):
-        _check_finite(state, k)
-    retrace = _remembering(rules)
+    for k, model in enumerate(models):
+        _check_finite(state_of(model), k)
+    book = load_rules(rules)
+    retrace, target = _remembering(book), models[settings.target]
     graphs = []
     for k, model in enumerate(models):
-        graphs.append(retrace(model, args, kwargs or {}))
+        graphs.append(retrace(model, *call_of(target, model, args, kwargs or {})))
         if progress is not None:
             progress("trace", k + 1, len(models))
+    models, graphs, notes = _in_one_form(models, graphs, settings, retrace, book)
+    states = tuple(state_of(model) for model in models)
     relation = correspond(graphs, settings.target)
     _check_roles(settings, relation)
     lockstep = Lockstep(models, relation, states, retrace)
-    return Prepared(models, states, relation, lockstep, found, settings, method)
+    return Prepared(models, states, relation, lockstep, found, settings, method, notes)
+
+
+def _in_one_form(
+    models: Sequence[nn.Module], graphs: Sequence[SymmetryGraph], config: FuseConfig, retrace: Retrace, book: RuleBook
+) -> tuple[tuple[nn.Module, ...], list[SymmetryGraph], tuple[str, ...]]:
+    """Models whose parameters have other names, or that run other ops, written in the target's form."""
+    i, reference = config.target, graphs[config.target]
+    forms, traced, notes = list(models), list(graphs), []
+    for k, graph in enumerate(graphs):
+        if k == i or same_program(reference, graph):
+            continue
+        try:
+            found = translate(reference, graph, names=config.names, rules=book)
+        except CorrespondenceError as error:
+            try:
+                expect_same_names(reference, graph, i, k)
+            except CorrespondenceError as plain:
+                raise CorrespondenceError(f"{plain}\nLooked for another way to match model {k}: {error}") from None
+            continue  # the same names: what is wrong, if anything, is told better name for name
+        forms[k], traced[k] = found.model, retrace(found.model, reference.args, reference.kwargs)
+        notes += [f"model {k}: {note}" for note in found.notes]
+    return tuple(forms), traced, tuple(notes)
 
 
 def match(prepared: Prepared, progress: Progress | None = None) -> Alignment:
     """Solve the maps of every model onto the target."""
     relation, config = prepared.correspondence, prepared.config
     graph, target = relation.graph, relation.target
-    notes = [*relation.notes]
+    notes = [*prepared.notes, *relation.notes]
     models: list[Aligned] = []
     for k in range(len(prepared.models)):
         if k == target:
@@ -161,9 +188,9 @@ def match(prepared: Prepared, progress: Progress | None = None) -> Alignment:
     )
 
 
-def _remembering(rules: Iterable[Any]) -> Retrace:
+def _remembering(book: RuleBook) -> Retrace:
     """``trace``, once for each model and shape of its inputs."""
-    book, known = load_rules(rules), dict[Any, SymmetryGraph]()
+    known = dict[Any, SymmetryGraph]()
 
     def retrace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> SymmetryGraph:
         key = (id(model), signature_of(args, kwargs))

@@ -98,6 +98,11 @@ class FuseConfig(_Settings):
     samples: int = Field(
         512, ge=1, description="Inputs of the data that are used: whole batches until at least this many are seen."
     )
+    names: dict[str, str | tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="What is known of models whose parameters have other names: parameter or module path of the target "
+        "-> that of the other (a tuple for the parts of a fused one). The rest is found.",
+    )
     seed: int = Field(0, ge=0, description="Seed of the order in which axes are visited.")
     roles: dict[str, RoleConfig] = Field(
         default_factory=dict, description="Settings for single roles (residual, heads, hidden, ...) or axes (heads.0)."

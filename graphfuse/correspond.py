@@ -88,7 +88,7 @@ def correspond(graphs: Sequence[SymmetryGraph], target: int = 0) -> Corresponden
     reference = graphs[target]
     matches = []
     for k, graph in enumerate(graphs):
-        _same_names(reference, graph, target, k)
+        expect_same_names(reference, graph, target, k)
         matches.append(_match_tensors(reference, graph, target, k))
     free, notes = _common_freedom(reference, graphs, matches, target)
     moving = {axis.id for axis in free}
@@ -109,7 +109,8 @@ def correspond(graphs: Sequence[SymmetryGraph], target: int = 0) -> Corresponden
 # -------------------------------------------------------------------- tensors
 
 
-def _same_names(a: SymmetryGraph, b: SymmetryGraph, i: int, k: int) -> None:
+def expect_same_names(a: SymmetryGraph, b: SymmetryGraph, i: int, k: int) -> None:
+    """Raise CorrespondenceError, with the parameters that only one has, unless both models have the same names."""
     missing = [name for name in a.tensors if name not in b.tensors]
     extra = [name for name in b.tensors if name not in a.tensors]
     if not missing and not extra:
