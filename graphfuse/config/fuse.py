@@ -1,65 +1,27 @@
-"""Settings of an alignment and a fusion, checked when they are read.
+"""The settings of a whole alignment and fusion: a dict, a YAML file, or None for the defaults.
 
-A config is a :class:`FuseConfig`, a dict, a YAML file, or None for the defaults; :meth:`FuseConfig.parse` takes any of
-them. An unknown key or a bad value raises :class:`~graphfuse.errors.ConfigError` with the nearest valid key.
+An unknown key or a bad value raises :class:`~graphfuse.errors.ConfigError` with the nearest valid key.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from graphfuse.config.base import Settings, nearest
+from graphfuse.config.calibrate import CalibrateConfig
+from graphfuse.config.transport import Metric, RoleConfig, Solver
 from graphfuse.errors import ConfigError
 
 Method = Literal["auto", "weights", "activations", "blend"]
-Solver = Literal["assignment", "emd", "sinkhorn"]
-Metric = Literal["auto", "correlation", "cosine", "euclidean", "squared"]
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class RoleConfig(_Settings):
-    """How the axes of one role (``residual``, ``heads``, ...) or one axis (``residual.0``) are treated."""
-
-    align: bool = Field(True, description="Whether these axes are matched; if not, unit i is paired with unit i.")
-    solver: Solver | None = Field(None, description="Solver for these axes; by default that of the whole config.")
-    regularization: float | None = Field(
-        None, gt=0, description="Entropic regularisation for these axes; by default that of the whole config."
-    )
-
-
-class CalibrateConfig(_Settings):
-    """What is done with unlabelled inputs after the weights have been averaged."""
-
-    batch_norm: bool = Field(True, description="Re-estimate the statistics of batch norms.")
-    least_squares: bool = Field(
-        True, description="Re-solve each linear and convolution towards the mean of the aligned parents' outputs."
-    )
-    ridge: float = Field(
-        1e-2, gt=0, description="Pull towards the averaged weight, relative to the Gram matrix's mean diagonal."
-    )
-    holdout: float = Field(
-        0.2, ge=0, lt=1, description="Share of the inputs kept aside to decide whether the calibration is kept."
-    )
-    drift: bool = Field(
-        True, description="Where a layer's output is added to a skip, let it also make up for what the skip is off by."
-    )
-    sensitivity: float = Field(
-        0.5, ge=0, le=1,
-        description="How much a row counts in the least squares: the squared gradient of the target model's outputs, "
-        "to this power. 0: all rows count the same, and no gradient is computed.",
-    )  # fmt: skip
-
-
-class FuseConfig(_Settings):
+class FuseConfig(Settings):
     """All settings of an alignment and a fusion."""
 
     method: Method = Field(
@@ -159,13 +121,6 @@ class FuseConfig(_Settings):
         )
 
 
-def nearest(word: str, valid: list[str]) -> str:
-    """A hint that names the valid word nearest to the given one, or all of them."""
-    ends = [key for key in valid if key.split(".")[-1] == word]
-    close = ends or difflib.get_close_matches(word, valid, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(sorted(valid))}"
-
-
 def _read(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -184,11 +139,18 @@ def _explain(where: str, detail: ErrorDetails) -> str:
     return f"{where}: {shown}: {reason[:1].lower() + reason[1:]}, got {detail['input']!r}"
 
 
-_SECTIONS: dict[str, type[_Settings]] = {"roles": RoleConfig, "calibrate": CalibrateConfig}
-
-
 def _keys(path: list[str]) -> list[str]:
     """Valid keys of the section that a path leads to; at the top also those of the sections, by their whole path."""
-    if path:
-        return list(_SECTIONS[path[0]].model_fields)
-    return [*FuseConfig.model_fields, *(f"calibrate.{key}" for key in CalibrateConfig.model_fields)]
+    if not path:
+        sections = [(name, part) for name, part in _sections(FuseConfig) if name != "roles"]
+        inner = (f"{name}.{key}" for name, part in sections for key in part.model_fields)
+        return [*FuseConfig.model_fields, *inner]
+    return list(dict(_sections(FuseConfig))[path[0]].model_fields)
+
+
+def _sections(model: type[Settings]) -> Iterator[tuple[str, type[Settings]]]:
+    """Fields that are settings themselves, or mappings of such."""
+    for name, field in model.model_fields.items():
+        for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(kind, type) and issubclass(kind, Settings):
+                yield name, kind

@@ -1,0 +1,20 @@
+"""What all settings have in common: frozen, checked, and no unknown keys."""
+
+from __future__ import annotations
+
+import difflib
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Settings(BaseModel):
+    """A section of a config."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def nearest(word: str, valid: list[str]) -> str:
+    """A hint that names the valid word nearest to the given one, or all of them."""
+    ends = [key for key in valid if key.split(".")[-1] == word]
+    close = ends or difflib.get_close_matches(word, valid, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(sorted(valid))}"
