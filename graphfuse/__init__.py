@@ -14,8 +14,8 @@ from graphfuse.depth import DepthMatch, match_depth
 from graphfuse.errors import GraphFuseError
 from graphfuse.folding import Folded, fold_gains
 from graphfuse.fuse import FuseResult, fuse
+from graphfuse.matching import Translation, translate
 from graphfuse.symmetry import SymmetryGraph, trace
-from graphfuse.translate import Translation, translate
 from graphfuse.verify import Verification, verify
 
 __version__ = "0.1.0"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.testing import assert_close
 
 import graphfuse
 from graphfuse.errors import ConfigError, CorrespondenceError
-from graphfuse.matching import translate
+from graphfuse.matching import refine, translate
 
 WIDTH, HEADS, HIDDEN = 24, 4, 40
 
@@ -238,6 +239,50 @@ def test_tables_may_be_read_from_another_row_on() -> None:
     assert_close(found.model(ids), b(ids))
     assert_close(found.model.places.weight[:6], b.places.weight[2:8])  # pyright: ignore
     assert any("2 rows further on" in note for note in found.notes)
+
+
+def test_batch_norms_bring_their_statistics() -> None:
+    def first(m: nn.ModuleDict, x: Tensor) -> Tensor:
+        return m["out"](m["norm"](m["conv"](x)).relu().mean((2, 3)))
+
+    def second(m: nn.ModuleDict, x: Tensor) -> Tensor:
+        return m["z"](m["b"](m["a"](x)).relu().mean((2, 3)))
+
+    a = Named(first, conv=nn.Conv2d(3, 8, 3), norm=nn.BatchNorm2d(8), out=nn.Linear(8, 2))
+    b = Named(second, z=nn.Linear(8, 2), b=nn.BatchNorm2d(8), a=nn.Conv2d(3, 8, 3))
+    same(small(a, 0), small(b, 1), torch.randn(2, 3, 8, 8))
+    pairs = translate(a, b, torch.randn(2, 3, 8, 8)).pairs
+    assert pairs["layers.norm.running_var"] == ("layers.b.running_var",)
+
+
+def test_parameters_that_nothing_depends_on_are_the_targets_own() -> None:
+    def pooled(m: nn.ModuleDict, x: Tensor) -> Tensor:
+        h = m["a"](x).tanh()
+        m["pooler"](h)
+        return m["b"](h)
+
+    a = Named(pooled, a=nn.Linear(7, 9), pooler=nn.Linear(9, 9), b=nn.Linear(9, 2))
+    b = nn.Sequential(nn.Linear(7, 9), nn.Tanh(), nn.Linear(9, 2))
+    same(a, b, example())
+    found = translate(a, b, example())
+    assert not any("pooler" in name for name in found.pairs)
+    assert torch.equal(dict(found.model.named_parameters())["layers.pooler.weight"], a.layers["pooler"].weight)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_number_of_rounds_does_not_grow_with_the_depth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each round looks at every use once, so a deep pair costs as much more as it is deeper."""
+    rounds: list[int] = []
+    one_round = refine._round
+
+    def counted(*args: Any) -> Any:
+        rounds[-1] += 1
+        return one_round(*args)
+
+    monkeypatch.setattr(refine, "_round", counted)
+    for depth in (2, 8):
+        rounds.append(0)
+        translate(small(Fused(depth), 0), small(Separate(depth), 1), example())
+    assert rounds[0] == rounds[1] > 0
 
 
 def swapped() -> tuple[Named, Named, Tensor]:

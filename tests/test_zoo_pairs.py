@@ -1,4 +1,7 @@
-"""Models of different libraries that compute the same: one is written in the other's names, both ways."""
+"""Models of different libraries that compute the same: one is written in the other's names, both ways.
+
+The first three run with every test run, all of them with ``make zoo``.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,6 @@ from zoo.libraries import library, missing
 from graphfuse.matching import call_of, translate
 
 pytestmark = [
-    pytest.mark.zoo,
     pytest.mark.filterwarnings("ignore"),  # the libraries' own
     pytest.mark.skipif(bool(missing()), reason=f"needs graphfuse[zoo]: {', '.join(missing())}"),
 ]
@@ -49,6 +51,9 @@ def vits() -> tuple[nn.Module, nn.Module]:
 PAIRS: dict[str, tuple[Callable[[], tuple[nn.Module, nn.Module]], str]] = {
     "vit of timm and of transformers": (vits, "pixels"),
     "bert and roberta": (lambda: (masked("bert"), masked("roberta")), "ids"),
+    "resnet-50 of torchvision and of timm": (
+        lambda: (library("torchvision").models.resnet50(num_classes=5), timm("resnet50")), "pixels",
+    ),
     "bert and roberta with more rows": (lambda: (masked("bert"), masked("roberta", max_position_embeddings=70)), "ids"),
     "bert and electra": (lambda: (masked("bert"), masked("electra", embedding_size=32)), "ids"),
     "llama and phi3": (lambda: (causal("llama"), causal("phi3")), "ids"),
@@ -62,11 +67,15 @@ PAIRS: dict[str, tuple[Callable[[], tuple[nn.Module, nn.Module]], str]] = {
 }  # fmt: skip
 
 
+QUICK = list(PAIRS)[:3]
+MARKED = [pytest.param(name, marks=() if name in QUICK else pytest.mark.zoo) for name in PAIRS]
+
+
 def logits(result: Any) -> Tensor:
     return result if isinstance(result, Tensor) else result.logits
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", MARKED)
 def test_either_is_written_in_the_names_of_the_other(name: str) -> None:
     build, kind = PAIRS[name]
     torch.manual_seed(0)

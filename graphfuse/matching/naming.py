@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 
 from graphfuse.errors import ConfigError
-from graphfuse.matching.uses import Uses
+from graphfuse.matching.skeleton import Uses
 
 Names = Mapping[str, str | Sequence[str]]
 

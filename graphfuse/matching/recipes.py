@@ -13,7 +13,7 @@ from graphfuse.cells import shape_of
 from graphfuse.errors import CorrespondenceError
 from graphfuse.matching.blocks import Block, Place, views_of
 from graphfuse.matching.refine import Pairing
-from graphfuse.matching.uses import Uses
+from graphfuse.matching.skeleton import Uses
 
 HAND = "give names={target's parameter: other model's parameter} to say by hand what corresponds"
 

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
-from graphfuse.matching.uses import Use, Uses
+from graphfuse.matching.skeleton import Use, Uses
 
 Colours = list[int]
 
@@ -72,7 +72,8 @@ def pair(a: Uses, b: Uses, tags: tuple[Mapping[int, Hashable], Mapping[int, Hash
         open_groups = [(mine, groups[1][colour]) for colour, mine in groups[0].items() if len(mine) > 1]
         if not open_groups:
             break
-        if not any(_split(both, colours, mine, other, table) for mine, other in open_groups):
+        split = [_split(both, colours, mine, other, table) for mine, other in open_groups]  # all, not the first alone
+        if not any(split):
             mine, other = _first_in_order(both, *open_groups[0])
             ties.append((mine, other))
             colours[0][mine] = colours[1][other] = table(("tie", len(ties)))
@@ -215,10 +216,8 @@ def _nearest(
     ]  # fmt: skip
     for sweep in (_forward, _backward):
         found = [sweep(side, colour, table) for side, colour in zip(both, base, strict=True)]
-        lonely = [
-            [i for i, colour in enumerate(mine) if Counter(mine)[colour] != Counter(other)[colour]]
-            for mine, other in (found, found[::-1])
-        ]
+        counts = [Counter(side) for side in found]
+        lonely = [[i for i, colour in enumerate(side) if counts[0][colour] != counts[1][colour]] for side in found]
         if lonely[0] or lonely[1]:
             at = 0 if sweep is _forward else -1
             mine, other = (side.entries[group[at]] if group else None for side, group in zip(both, lonely, strict=True))

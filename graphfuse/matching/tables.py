@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from graphfuse.capture import state_of
 from graphfuse.matching.refine import Pairing
-from graphfuse.matching.uses import Uses
+from graphfuse.matching.skeleton import Uses
 
 
 def offsets_of(a: Uses, b: Uses, pairing: Pairing) -> dict[str, int]:

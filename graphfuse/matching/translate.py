@@ -17,9 +17,10 @@ from graphfuse.errors import CorrespondenceError
 from graphfuse.matching.naming import Names, tags_of
 from graphfuse.matching.recipes import HAND, Renaming, renaming_of
 from graphfuse.matching.refine import Pairing, Unmatched, pair
+from graphfuse.matching.skeleton import Uses
 from graphfuse.matching.sources import MOVING, op_name
 from graphfuse.matching.tables import offsets_of
-from graphfuse.matching.uses import Uses, uses_of
+from graphfuse.matching.uses import uses_of
 from graphfuse.rulebook import RuleBook, load_rules
 from graphfuse.symmetry import SymmetryGraph, trace
 

@@ -8,15 +8,16 @@ element, on tensors of small numbers (a *source* for each element), so that the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 from torch._ops import OpOverload
 
+from graphfuse.flatgraph import last_use
 from graphfuse.matching.blocks import Block, all_blocks, numbered
+from graphfuse.matching.skeleton import Use, Uses
 from graphfuse.matching.sources import (
     JOINS,
     LINEAR,
@@ -43,41 +44,6 @@ from graphfuse.rulebook import RuleBook
 from graphfuse.symmetry import SymmetryGraph
 
 
-@dataclass(frozen=True, eq=False)
-class Use:
-    """One use of a block of a parameter, or (``block`` None) one input of the user.
-
-    ``order`` says at which operand its result first enters a product of activations (queries before keys), ``bent`` is
-    not empty where a function is applied to its result before it meets another (a gate).
-    """
-
-    kind: str
-    block: Block | None
-    node: str
-    before: frozenset[int]
-    order: list[int] = field(default_factory=list)
-    bent: list[bool] = field(default_factory=list)
-
-
-@dataclass(frozen=True, eq=False)
-class Uses:
-    """The uses of a model in the order of its graph, and those that each output is made of."""
-
-    graph: SymmetryGraph
-    blocks: Mapping[str, tuple[Block, ...]]
-    entries: tuple[Use, ...]
-    outputs: tuple[frozenset[int], ...]
-
-    def where(self, use: Use) -> str:
-        """A use in the words of the model: the op, its module, the parameter and its shape."""
-        node = next(n for n in self.graph.captured.graph.nodes if n.name == use.node)
-        if use.block is None:
-            return f"the input {use.node!r} {tuple(node.meta['val'].shape)}"
-        label, parts = self.graph.tensors[use.block.tensor], len(self.blocks[use.block.tensor])
-        part = f" (part {use.block.index + 1} of {parts})" if parts > 1 else ""
-        return f"{label.name!r}{part} {tuple(label.shape)}, {use.kind} by {self.graph.captured.site(node)}"
-
-
 def uses_of(graph: SymmetryGraph, book: RuleBook) -> Uses:
     """The uses of a model's parameters, from its captured graph."""
     return _Walk(graph, book).walk()
@@ -92,7 +58,7 @@ class _Walk:
         self.values: dict[fx.Node, Any] = {}
 
     def walk(self) -> Uses:
-        slots = {slot.node: slot for slot in self.graph.captured.inputs}
+        slots, last = {slot.node: slot for slot in self.graph.captured.inputs}, last_use(self.graph.captured.graph)
         outputs: tuple[frozenset[int], ...] = ()
         for node in self.graph.captured.graph.nodes:
             if node.op == "placeholder":
@@ -101,6 +67,8 @@ class _Walk:
                 outputs = tuple(self._uses([self.values[n]]) for n in node.all_input_nodes)
             elif node.op == "call_function":
                 self.values[node] = self._call(node)
+            for dead in last.get(node, ()):
+                self.values.pop(dead, None)
         return Uses(self.graph, self.blocks, tuple(self.entries), outputs)
 
     # ---------------------------------------------------------------- sources
@@ -280,14 +248,12 @@ class _Walk:
             blocks = in_order(self.sources[id].blocks)
             made[id] = frozenset(self._use("contracted", block, node, before) for block in blocks)
         rows = weight.ids.transpose(0, w_out).flatten(1)
-        numbers = torch.empty(len(rows), dtype=torch.int32)
-        seen: dict[tuple[int, ...], int] = {}
-        for r, row in enumerate(rows):
-            key = tuple(torch.unique(row).tolist()) if len(row) > 1 else (int(row[0]),)
-            if key not in seen:
-                seen[key] = self._number(Source(frozenset().union(*(made[id] for id in key))))
-            numbers[r] = seen[key]
-        return Value(along(numbers, shape, y_out))
+        starts = torch.cat([torch.ones(1, dtype=torch.bool), (rows[1:] != rows[:-1]).any(1)])
+        numbers = [
+            self._number(Source(frozenset().union(*(made[id] for id in torch.unique(row).tolist()))))
+            for row in rows[starts]
+        ]
+        return Value(along(torch.tensor(numbers, dtype=torch.int32)[starts.cumsum(0) - 1], shape, y_out))
 
     def _shifted(self, node: fx.Node, kind: str, now: Value, bias: Value | None) -> Value:
         if bias is None or not self._parameters([bias]):
