@@ -10,11 +10,10 @@ True
 from graphfuse.aligned import Alignment
 from graphfuse.alignment import align
 from graphfuse.config import FuseConfig
-from graphfuse.depth import DepthMatch, match_depth
 from graphfuse.errors import GraphFuseError
 from graphfuse.folding import Folded, fold_gains
 from graphfuse.fuse import FuseResult, fuse
-from graphfuse.matching import Translation, translate
+from graphfuse.matching import DepthMatch, Translation, match_depth, translate
 from graphfuse.symmetry import SymmetryGraph, trace
 from graphfuse.verify import Verification, verify
 

@@ -15,6 +15,7 @@ from graphfuse.carry import transform
 from graphfuse.cells import shape_of
 from graphfuse.errors import CheckpointError, DataError
 from graphfuse.maps import AxisMap
+from graphfuse.matching import renamed
 from graphfuse.symmetry import Axis, TensorLabel, Touch
 from graphfuse.transport.family import Agreement
 
@@ -26,13 +27,17 @@ class Aligned:
     """One model's share of an alignment; the target's own has no maps.
 
     ``sizes`` has the size of every axis in this model, by the target's axis numbers; ``agreement`` how well each axis
-    is matched (left out where nothing was known about it).
+    is matched (left out where nothing was known about it). For a model of another depth, ``absent`` are the target's
+    tensors that it has no counterpart of, and ``layers`` says what each of its layers is called in the target (None:
+    nothing corresponds to it).
     """
 
     sizes: Mapping[int, int]
     maps: Mapping[int, AxisMap] = field(default_factory=dict)
     agreement: Mapping[int, Agreement] = field(default_factory=dict)
     sweeps: int = 0
+    absent: frozenset[str] = frozenset()
+    layers: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +61,8 @@ class Alignment:
         Parameters
         ----------
         state :
-            State-dict name -> tensor, tied names included or not. Tensors that do not move with any axis are
-            returned as they are.
+            State-dict name -> tensor, tied names included or not, as that model calls its layers. Tensors that do not
+            move with any axis are returned as they are; layers to which none of the target corresponds are left out.
         model : int
             Whose coordinates the checkpoint has: an index into the models that were aligned.
 
@@ -73,7 +78,10 @@ class Alignment:
         part = self.models[model]
         self._expect(state, part, model)
         result = {}
-        for name, tensor in state.items():
+        for own, tensor in state.items():
+            name = renamed(own, part.layers)
+            if name is None:
+                continue
             label = self.labels.get(self.aliases.get(name, name))
             if label is not None and part.maps:
                 tensor = transform(tensor, label.dims, label.consumed, part.maps, part.sizes)
@@ -81,18 +89,20 @@ class Alignment:
         return result
 
     def _expect(self, state: Mapping[str, Tensor], part: Aligned, model: int) -> None:
-        names = {self.aliases.get(name, name) for name in state}
-        missing = [name for name in self.labels if name not in names]
+        called = {own: renamed(own, part.layers) for own in state}
+        names = {self.aliases.get(name, name) for name in called.values() if name is not None}
+        missing = [name for name in self.labels if name not in names and name not in part.absent]
         if missing:
             raise CheckpointError(
                 f"the checkpoint lacks {len(missing)} of {len(self.labels)} tensors, the first is {missing[0]!r}.\n"
                 f"  what to do: give the whole state dict of a model like model {model} of this alignment"
             )
-        for name, tensor in state.items():
+        for own, tensor in state.items():
+            name = called[own] or ""
             label = self.labels.get(self.aliases.get(name, name))
             if label is not None and tuple(tensor.shape) != shape_of(label.dims, part.sizes):
                 raise CheckpointError(
-                    f"{name!r} has another shape than in model {model} of this alignment.\n"
+                    f"{own!r} has another shape than in model {model} of this alignment.\n"
                     f"  got: {tuple(tensor.shape)}\n  expected: {shape_of(label.dims, part.sizes)}"
                 )
 
@@ -142,6 +152,8 @@ class Alignment:
                     "sizes": {a.name: part.sizes[a.id] for a in self.axes},
                     "agreement": {a.name: part.agreement[a.id].to_json() for a in self.axes if a.id in part.agreement},
                     "sweeps": part.sweeps,
+                    "absent": sorted(part.absent),
+                    "layers": dict(part.layers),
                 }
                 for part in self.models
             ],
@@ -190,6 +202,8 @@ def _encode(alignment: Alignment) -> dict[str, Any]:
                 "maps": [[id, list(found.context), list(found.along)] for id, found in part.maps.items()],
                 "agreement": [[id, x.value, x.before, x.moved] for id, x in part.agreement.items()],
                 "sweeps": part.sweeps,
+                "absent": sorted(part.absent),
+                "layers": dict(part.layers),
             }
             for part in alignment.models
         ],
@@ -231,6 +245,8 @@ def _aligned(k: int, part: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
         maps=maps,
         agreement={id: Agreement(value, before, moved) for id, value, before, moved in part["agreement"]},
         sweeps=int(part["sweeps"]),
+        absent=frozenset(part["absent"]),
+        layers=dict(part["layers"]),
     )
 
 

@@ -11,21 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from graphfuse.aligned import Aligned, Alignment
-from graphfuse.capture import signature_of, state_of
+from graphfuse.capture import state_of
 from graphfuse.config import FuseConfig, nearest
-from graphfuse.correspond import Correspondence, correspond, expect_same_names
+from graphfuse.correspond import Correspondence, correspond
 from graphfuse.costs.activations import ActivationEvidence
 from graphfuse.costs.blend import BlendEvidence
 from graphfuse.costs.evidence import Evidence, Problem
 from graphfuse.costs.moments import Measure
 from graphfuse.costs.weights import WeightEvidence
 from graphfuse.errors import CheckpointError, ConfigError, CorrespondenceError, DataError
-from graphfuse.lockstep import Batch, Lockstep, Retrace, batches
+from graphfuse.lockstep import Batch, Lockstep, batches
 from graphfuse.maps import identity
-from graphfuse.matching import call_of, same_program, translate
+from graphfuse.matching import Form, Tracer, call_of, forms_of
 from graphfuse.roles import ROLES
-from graphfuse.rulebook import RuleBook, load_rules
-from graphfuse.symmetry import SymmetryGraph, trace
+from graphfuse.rulebook import load_rules
 from graphfuse.transport.coordinate import Solution, coordinate
 
 __all__ = ["Aligned", "Alignment", "Prepared", "Progress", "align", "match", "prepare"]
@@ -45,6 +44,7 @@ class Prepared:
     data: tuple[Batch, ...]
     config: FuseConfig
     method: Literal["weights", "activations", "blend"]
+    forms: tuple[Form, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -122,41 +122,20 @@ def prepare(
         raise DataError("no example inputs.\n  what to do: pass args or kwargs as the models take them, or data")
     for k, model in enumerate(models):
         _check_finite(state_of(model), k)
-    book = load_rules(rules)
-    retrace, target = _remembering(book), models[settings.target]
-    graphs = []
-    for k, model in enumerate(models):
-        graphs.append(retrace(model, *call_of(target, model, args, kwargs or {})))
-        if progress is not None:
-            progress("trace", k + 1, len(models))
-    models, graphs, notes = _in_one_form(models, graphs, settings, retrace, book)
-    states = tuple(state_of(model) for model in models)
-    relation = correspond(graphs, settings.target)
+    tracer = Tracer(load_rules(rules))
+    forms = forms_of(models, args, kwargs or {}, found, settings, tracer, _traced(progress, len(models)))
+    target, models = models[settings.target], tuple(form.model for form in forms)
+    graphs = [tracer(model, *call_of(target, model, args, kwargs or {})) for model in models]
+    states = tuple(form.state for form in forms)
+    relation = correspond(graphs, settings.target, [form.absent(graphs[settings.target]) for form in forms])
     _check_roles(settings, relation)
-    lockstep = Lockstep(models, relation, states, retrace)
-    return Prepared(models, states, relation, lockstep, found, settings, method, notes)
+    lockstep = Lockstep(models, relation, states, tracer)
+    notes = tuple(note for form in forms for note in form.notes)
+    return Prepared(models, states, relation, lockstep, found, settings, method, forms, notes)
 
 
-def _in_one_form(
-    models: Sequence[nn.Module], graphs: Sequence[SymmetryGraph], config: FuseConfig, retrace: Retrace, book: RuleBook
-) -> tuple[tuple[nn.Module, ...], list[SymmetryGraph], tuple[str, ...]]:
-    """Models whose parameters have other names, or that run other ops, written in the target's form."""
-    i, reference = config.target, graphs[config.target]
-    forms, traced, notes = list(models), list(graphs), []
-    for k, graph in enumerate(graphs):
-        if k == i or same_program(reference, graph):
-            continue
-        try:
-            found = translate(reference, graph, names=config.names, rules=book)
-        except CorrespondenceError as error:
-            try:
-                expect_same_names(reference, graph, i, k)
-            except CorrespondenceError as plain:
-                raise CorrespondenceError(f"{plain}\nLooked for another way to match model {k}: {error}") from None
-            continue  # the same names: what is wrong, if anything, is told better name for name
-        forms[k], traced[k] = found.model, retrace(found.model, reference.args, reference.kwargs)
-        notes += [f"model {k}: {note}" for note in found.notes]
-    return tuple(forms), traced, tuple(notes)
+def _traced(progress: Progress | None, total: int) -> Callable[[int], None]:
+    return lambda done: progress("trace", done, total) if progress is not None else None
 
 
 def match(prepared: Prepared, progress: Progress | None = None) -> Alignment:
@@ -173,7 +152,10 @@ def match(prepared: Prepared, progress: Progress | None = None) -> Alignment:
         evidence = _evidence(prepared, problem, k, notes, progress)
         found = coordinate(problem, evidence, config, _measure(config, prepared.method))
         kept = {axis.id: identity(axis.id, axis.size) for axis in relation.free if axis.id not in problem.moving}
-        models.append(Aligned(dict(relation.sizes[k]), {**found.maps, **kept}, found.agreement, found.sweeps))
+        models.append(Aligned(
+            dict(relation.sizes[k]), {**found.maps, **kept}, found.agreement, found.sweeps, relation.absent[k],
+            prepared.forms[k].layers,
+        ))  # fmt: skip
         notes += _remarks(found, k, target)
         if progress is not None:
             progress("match", len(models), len(prepared.models))
@@ -188,26 +170,13 @@ def match(prepared: Prepared, progress: Progress | None = None) -> Alignment:
     )
 
 
-def _remembering(book: RuleBook) -> Retrace:
-    """``trace``, once for each model and shape of its inputs."""
-    known = dict[Any, SymmetryGraph]()
-
-    def retrace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> SymmetryGraph:
-        key = (id(model), signature_of(args, kwargs))
-        if key not in known:
-            known[key] = trace(model, args, kwargs, rules=book)
-        return known[key]
-
-    return retrace
-
-
 # ---------------------------------------------------------------------- steps
 
 
 def _problem(relation: Correspondence, config: FuseConfig, k: int) -> Problem:
     """The axes to be matched: those free in both models, less those that the config keeps as they are."""
     axes = []
-    for axis in relation.free:
+    for axis in (axis for axis in relation.free if axis.id in relation.axes[k]):
         if config.for_axis(axis.name, axis.role).align:
             axes.append(axis)
         elif relation.sizes[k][axis.id] != axis.size:
@@ -223,7 +192,7 @@ def _evidence(prepared: Prepared, problem: Problem, k: int, notes: list[str], pr
     relation, target = prepared.correspondence, prepared.correspondence.target
     graph = relation.graph
     parameters = {slot.name for slot in graph.captured.inputs if slot.kind == "parameter"}
-    labels = [label for name, label in graph.tensors.items() if name in parameters]
+    labels = [label for name, label in graph.tensors.items() if name in parameters - relation.absent[k]]
     weights = WeightEvidence(problem, labels, prepared.states[target], prepared.states[k])
     if prepared.method == "weights":
         return weights
@@ -244,7 +213,7 @@ def _pair(lockstep: Lockstep, target: int, k: int, notes: list[str]) -> Lockstep
     states = lockstep.states or [state_of(model) for model in lockstep.models]
     return Lockstep(
         [lockstep.models[target], lockstep.models[k]],
-        correspond([relation.graphs[target], relation.graphs[k]], 0),
+        correspond([relation.graphs[target], relation.graphs[k]], 0, [(), relation.absent[k]]),
         [states[target], states[k]],
         lockstep.retrace,
         notes,

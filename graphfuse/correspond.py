@@ -5,15 +5,17 @@ Models correspond when they have the same parameters by name, with labels of the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect, insort
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import SequenceMatcher
 from typing import Any
 
 from torch import fx
 
 from graphfuse.axes import Case, Dim, Layout, Leaf, Sum
 from graphfuse.errors import CorrespondenceError
-from graphfuse.symmetry import Axis, SymmetryGraph
+from graphfuse.symmetry import Axis, SymmetryGraph, TensorLabel
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +24,8 @@ class Correspondence:
 
     All mappings are keyed by the target's axis numbers and node names, and have one entry for each model (the target's
     own is the identity). ``free`` are the target's axes that are free in every model, with contexts that all share.
-    ``nodes[k]`` has the nodes whose labels correspond.
+    ``nodes[k]`` has the nodes whose labels correspond; ``absent[k]`` the target's tensors that model k lacks (it is
+    less deep), whose axes are left out of ``axes[k]``.
     """
 
     graphs: tuple[SymmetryGraph, ...]
@@ -31,6 +34,7 @@ class Correspondence:
     sizes: tuple[Mapping[int, int], ...]
     nodes: tuple[Mapping[str, str], ...]
     free: tuple[Axis, ...]
+    absent: tuple[frozenset[str], ...]
     notes: tuple[str, ...] = ()
 
     @property
@@ -70,7 +74,9 @@ class _Unlike(Exception):
     """Two dims have another structure."""
 
 
-def correspond(graphs: Sequence[SymmetryGraph], target: int = 0) -> Correspondence:
+def correspond(
+    graphs: Sequence[SymmetryGraph], target: int = 0, absent: Sequence[Collection[str]] = ()
+) -> Correspondence:
     """Relate models of one architecture to the target among them.
 
     Parameters
@@ -79,6 +85,8 @@ def correspond(graphs: Sequence[SymmetryGraph], target: int = 0) -> Corresponden
         Symmetry graphs of the models; they may differ in width.
     target : int
         Index of the model that the others are related to.
+    absent : sequence of collections of str, optional
+        For each model, names of the target's tensors that it need not have.
 
     Raises
     ------
@@ -86,22 +94,25 @@ def correspond(graphs: Sequence[SymmetryGraph], target: int = 0) -> Corresponden
         The models are not of one architecture: names the first parameters or dims that differ, and both shapes.
     """
     reference = graphs[target]
+    lacking = tuple(map(frozenset, absent)) or (frozenset(),) * len(graphs)
     matches = []
     for k, graph in enumerate(graphs):
-        expect_same_names(reference, graph, target, k)
+        expect_same_names(reference, graph, target, k, lacking[k])
         matches.append(_match_tensors(reference, graph, target, k))
     free, notes = _common_freedom(reference, graphs, matches, target)
     moving = {axis.id for axis in free}
     for k, graph in enumerate(graphs):
         _same_fixed_sizes(reference, graph, matches[k], moving, target, k)
     nodes = tuple(_match_nodes(reference, graph, match) for graph, match in zip(graphs, matches, strict=True))
+    own = {axis.id: axis.size for axis in (*reference.axes, *reference.fixed)}
     return Correspondence(
         graphs=tuple(graphs),
         target=target,
         axes=tuple({id: leaf.id for id, leaf in match.forward.items()} for match in matches),
-        sizes=tuple(dict(match.sizes) for match in matches),
+        sizes=tuple({**own, **match.sizes} for match in matches),
         nodes=nodes,
         free=free,
+        absent=lacking,
         notes=notes,
     )
 
@@ -109,9 +120,9 @@ def correspond(graphs: Sequence[SymmetryGraph], target: int = 0) -> Corresponden
 # -------------------------------------------------------------------- tensors
 
 
-def expect_same_names(a: SymmetryGraph, b: SymmetryGraph, i: int, k: int) -> None:
+def expect_same_names(a: SymmetryGraph, b: SymmetryGraph, i: int, k: int, absent: frozenset[str] = frozenset()) -> None:
     """Raise CorrespondenceError, with the parameters that only one has, unless both models have the same names."""
-    missing = [name for name in a.tensors if name not in b.tensors]
+    missing = [name for name in a.tensors if name not in b.tensors and name not in absent]
     extra = [name for name in b.tensors if name not in a.tensors]
     if not missing and not extra:
         return
@@ -125,10 +136,13 @@ def expect_same_names(a: SymmetryGraph, b: SymmetryGraph, i: int, k: int) -> Non
     raise CorrespondenceError("\n".join(lines))
 
 
+def _common(a: SymmetryGraph, b: SymmetryGraph) -> Iterator[tuple[str, TensorLabel, TensorLabel]]:
+    return ((name, mine, b.tensors[name]) for name, mine in a.tensors.items() if name in b.tensors)
+
+
 def _match_tensors(a: SymmetryGraph, b: SymmetryGraph, i: int, k: int) -> _Match:
     match = _Match()
-    for name, mine in a.tensors.items():
-        other = b.tensors[name]
+    for name, mine, other in _common(a, b):
         if len(mine.dims) != len(other.dims):
             raise CorrespondenceError(
                 f"{name!r} has {len(mine.shape)} dims in model {i} and {len(other.shape)} in model {k}.\n"
@@ -192,13 +206,13 @@ def _clash_error(
 
 def _same_fixed_sizes(a: SymmetryGraph, b: SymmetryGraph, match: _Match, moving: set[int], i: int, k: int) -> None:
     """Along an axis that may not move (inputs, outputs, positions) both models must have the same size."""
-    for name, mine in a.tensors.items():
-        for d, (left, right) in enumerate(zip(mine.dims, b.tensors[name].dims, strict=True)):
+    for name, mine, other in _common(a, b):
+        for d, (left, right) in enumerate(zip(mine.dims, other.dims, strict=True)):
             for one, two in _pairs(left, right):
                 if one.id not in moving and one.size != two.size:
                     raise CorrespondenceError(
                         f"dim {d} of {name!r} differs along an axis that cannot be matched ({_axis(a, one)}).\n"
-                        f"  model {i}: {mine.shape}\n  model {k}: {b.tensors[name].shape}\n"
+                        f"  model {i}: {mine.shape}\n  model {k}: {other.shape}\n"
                         f"  why: {_why(a, one) or _why(b, two)}\n"
                         "  what to do: only hidden widths may differ; inputs, outputs and positions must agree"
                     )
@@ -214,13 +228,14 @@ def _common_freedom(
     found, notes = [], []
     free = [{axis.id: axis for axis in graph.axes} for graph in graphs]
     for axis in reference.axes:
-        partners = [free[k].get(match.forward[axis.id].id) for k, match in enumerate(matches)]
-        held = [k for k, partner in enumerate(partners) if partner is None]
+        known = {k: match.forward[axis.id].id for k, match in enumerate(matches) if axis.id in match.forward}
+        partners = {k: free[k].get(id) for k, id in known.items()}
+        held = [k for k, partner in partners.items() if partner is None]
         if held:
             notes.append(f"{axis.name} is fixed in model {held[0]}, so it is not matched")
             continue
         context = axis.context
-        for k, partner in enumerate(partners):
+        for k, partner in partners.items():
             if partner is not None:
                 own = {matches[k].backward.get(key) for key in partner.context}
                 context = tuple(key for key in context if key in own)
@@ -250,15 +265,51 @@ def _match_nodes(a: SymmetryGraph, b: SymmetryGraph, match: _Match) -> dict[str,
 
 
 def _node_pairs(a: SymmetryGraph, b: SymmetryGraph) -> list[tuple[str, str]]:
-    """Nodes by position, inputs by name; none when the graphs run other ops."""
+    """Nodes by position, inputs by name; of models of one depth none when the graphs run other ops."""
     calls = [[n for n in g.captured.graph.nodes if n.op == "call_function"] for g in (a, b)]
-    if [n.target for n in calls[0]] != [n.target for n in calls[1]]:
-        return []
     inputs = {(slot.kind, slot.name): slot.node for slot in b.captured.inputs}
     shared = [
         (slot.node, inputs[slot.kind, slot.name]) for slot in a.captured.inputs if (slot.kind, slot.name) in inputs
     ]
-    return shared + [(one.name, two.name) for one, two in zip(*calls, strict=True)]
+    if [n.target for n in calls[0]] == [n.target for n in calls[1]]:
+        return shared + [(one.name, two.name) for one, two in zip(*calls, strict=True)]
+    parameters = [{slot.name for slot in g.captured.inputs if slot.kind == "parameter"} for g in (a, b)]
+    if parameters[0] == parameters[1]:
+        return []
+    return shared + [(one.name, two.name) for one, two in _in_step(calls[0], calls[1], _anchors(a), _anchors(b))]
+
+
+def _anchors(graph: SymmetryGraph) -> dict[str, str]:
+    """Placeholder -> name of the parameter or buffer in it."""
+    return {slot.node: slot.name for slot in graph.captured.inputs if slot.kind in ("parameter", "buffer")}
+
+
+def _in_step(
+    mine: Sequence[fx.Node], others: Sequence[fx.Node], names_a: Mapping[str, str], names_b: Mapping[str, str]
+) -> list[tuple[fx.Node, fx.Node]]:
+    """Pair the nodes of models of different depth in order: equal ops that read tensors of equal names.
+
+    Where a layer without partner comes in between, what the next one reads is that layer's output in one model and its
+    input in the other; these are paired too, so that a node of the less deep model may occur twice, in a row.
+    """
+    tokens = [
+        [(n.target, *(names.get(operand.name, "") for operand in n.all_input_nodes)) for n in nodes]
+        for nodes, names in ((mine, names_a), (others, names_b))
+    ]
+    blocks = SequenceMatcher(None, *tokens, autojunk=False).get_matching_blocks()
+    places = {block.a + i: block.b + i for block in blocks for i in range(block.size)}
+    orders = [{node: i for i, node in enumerate(nodes)} for nodes in (mine, others)]
+    known = sorted(places)
+    for i in tuple(known):
+        for left, right in zip(mine[i].all_input_nodes, others[places[i]].all_input_nodes, strict=True):
+            place, other = orders[0].get(left), orders[1].get(right)
+            if place is None or other is None or place in places:
+                continue
+            at = bisect(known, place)
+            if (at == 0 or places[known[at - 1]] <= other) and other <= places[known[at]]:
+                places[place] = other
+                insort(known, place)
+    return [(mine[i], others[k]) for i, k in sorted(places.items())]
 
 
 def node_layouts(graph: SymmetryGraph) -> dict[str, tuple[Layout | None, ...]]:

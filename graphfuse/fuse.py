@@ -112,6 +112,8 @@ def shares_of(prepared: Prepared) -> tuple[float, ...]:
 def average(prepared: Prepared, alignment: Alignment, shares: Sequence[float]) -> dict[str, Tensor]:
     """The weighted mean of the aligned models' parameters and moved buffers; everything else is the target's.
 
+    Of a tensor that some models lack (they are less deep) it is the mean over the others, in their relative shares.
+
     Parameters
     ----------
     prepared, alignment :
@@ -125,15 +127,17 @@ def average(prepared: Prepared, alignment: Alignment, shares: Sequence[float]) -
         Canonical name -> new tensor, in the target's shapes and dtypes.
     """
     own = prepared.states[alignment.target]
-    moved = [alignment.apply(state, k) for k, state in enumerate(prepared.states)]
+    moved = [alignment.apply(state_of(model), k) for k, model in enumerate(prepared.models)]
     result = {}
     for name, tensor in own.items():
         if name not in alignment.labels or not (tensor.is_floating_point() or tensor.is_complex()):
             result[name] = tensor.clone()
             continue
         kind = torch.promote_types(tensor.dtype, torch.float32)
-        terms = [share * state[name].to(kind) for share, state in zip(shares, moved, strict=True) if share]
-        result[name] = torch.stack(terms).sum(0).to(tensor.dtype)
+        having = [k for k, share in enumerate(shares) if share and name not in alignment.models[k].absent]
+        total = sum(shares[k] for k in having)
+        terms = [shares[k] / total * moved[k][name].to(kind) for k in having]
+        result[name] = torch.stack(terms).sum(0).to(tensor.dtype) if terms else tensor.clone()
     return result
 
 

@@ -85,6 +85,25 @@ def as_batch(item: Any) -> Batch:
     )
 
 
+class Steps:
+    """A run of a captured graph that stops where it is told to; the last value may be asked for again."""
+
+    def __init__(self, steps: Iterator[tuple[Any, Any]]) -> None:
+        self._steps = steps
+        self._last: tuple[str, Any] = ("", None)
+
+    def to(self, name: str) -> Any:
+        """Run on to a node, which must not come before the last one, and return its value."""
+        if name != self._last[0]:
+            for node, value in self._steps:
+                if node.name == name:
+                    self._last = name, value
+                    break
+            else:
+                raise DataError(f"the captured graph has no node {name!r} after those already run")
+        return self._last[1]
+
+
 @dataclass(frozen=True, eq=False)
 class Moment:
     """What all models have at one node: values, and the axis sizes (by the target's axis numbers) that they have.
@@ -137,7 +156,7 @@ class Lockstep:
         graphs, names = found
         states = self.states if self.states is not None else [state_of(model) for model in self.models]
         runs = [
-            graph.captured.steps(graph.captured.bind(state, batch.args, batch.kwargs))
+            Steps(graph.captured.steps(graph.captured.bind(state, batch.args, batch.kwargs)))
             for graph, state in zip(graphs.graphs, states, strict=True)
         ]
         places = [names.nodes[1 + k] for k in range(len(runs))]
@@ -148,7 +167,7 @@ class Lockstep:
                          f"{batch.count}: their labels are not those of the first batch")  # fmt: skip
         with torch.no_grad():
             for name in common:
-                values = [_advance(steps, place[name]) for steps, place in zip(runs, places, strict=True)]
+                values = [run.to(place[name]) for run, place in zip(runs, places, strict=True)]
                 yield from self._moments(name, values, names)
 
     def _remark(self, text: str) -> None:
@@ -185,13 +204,5 @@ class Lockstep:
             fitting = reference
         else:
             graphs = [self.retrace(model, batch.args, batch.kwargs) for model in self.models]
-            fitting = correspond(graphs, reference.target)
-        return fitting, correspond([reference.graph, *fitting.graphs], 0)
-
-
-def _advance(steps: Iterator[tuple[Any, Any]], name: str) -> Any:
-    """Run on to a node and return its value."""
-    for node, value in steps:
-        if node.name == name:
-            return value
-    raise DataError(f"the captured graph has no node {name!r} after those already run")
+            fitting = correspond(graphs, reference.target, reference.absent)
+        return fitting, correspond([reference.graph, *fitting.graphs], 0, [(), *reference.absent])

@@ -160,6 +160,7 @@ class _Work:
     solved: list[Solved] = field(default_factory=list)
     estimated: list[str] = field(default_factory=list)
     left: list[tuple[str, str]] = field(default_factory=list)
+    recent: tuple[str, list[int], list[list[Tensor]]] | None = None
 
     def visit(self, name: str, rows: Sequence[Tensor] | None) -> None:
         """Run all models on to a node, and do there what is due."""
@@ -168,22 +169,38 @@ class _Work:
             self._leave(due, "no counterpart in the graph of a batch of another shape")
             return
         values = [lane.at(name) for lane in self.lanes]
-        parents, means = None, None
-        wanted = due is not None or name in self.plan.skips or name in self.plan.statistics
-        if wanted and all(lane.comparable(name, self.models) for lane in self.lanes):
-            parents = [lane.aligned(name, self.models) for lane in self.lanes]
-            means = [self._mean(each) for each in parents]
         if due is not None:
-            values = self._fit(due, values, means, rows)
-        if name in self.plan.skips and means is not None:
+            having = self._having(due.contraction.weight)
+            if len(having) == 1 and having != self._having():
+                self._leave(due, "only one model has this layer")
+            else:
+                values = self._fit(due, values, self._means(name, having), rows)
+        means = self._means(name, self._having()) if name in self.plan.skips else None
+        if means is not None:
             self.drifts[name] = [mean - value for mean, value in zip(means, values, strict=True)]
         if name in self.plan.operands:
             self.operands[name] = values
         for found in self.plan.statistics.get(name, ()):
-            self._estimate(found, values, parents)
+            self._estimate(found, name, values)
         for spent in self.plan.spent.get(name, ()):
             self.operands.pop(spent, None)
             self.drifts.pop(spent, None)
+
+    def _having(self, tensor: str = "") -> list[int]:
+        """The parents that have a share and a counterpart of a tensor of the target."""
+        return [k for k, share in enumerate(self.shares) if share and tensor not in self.models[k].absent]
+
+    def _parents(self, name: str, having: Sequence[int]) -> list[list[Tensor]] | None:
+        """The values of these parents at a node, batch by batch; None where one has no counterpart of the node."""
+        if not having or not all(lane.comparable(name, self.models, having) for lane in self.lanes):
+            return None
+        if self.recent is None or self.recent[:2] != (name, having):
+            self.recent = name, having, [lane.aligned(name, self.models, having) for lane in self.lanes]
+        return self.recent[2]
+
+    def _means(self, name: str, having: Sequence[int]) -> list[Tensor] | None:
+        parents = self._parents(name, having)
+        return None if parents is None else [self._mean(each, having) for each in parents]
 
     def _leave(self, due: Fit | None, reason: str) -> None:
         if due is not None:
@@ -211,22 +228,24 @@ class _Work:
         pairs = zip(self.lanes, inputs, strict=True)
         return [lane.again(found.node, found.operand, x, self.state) for lane, x in pairs]
 
-    def _mean(self, parents: Sequence[Tensor]) -> Tensor:
-        """The weighted mean over the parents that have a share."""
-        shares = [share for share in self.shares if share]
-        return torch.stack([share * value for share, value in zip(shares, parents, strict=True)]).sum(0)
+    def _mean(self, values: Sequence[Tensor], having: Sequence[int]) -> Tensor:
+        """The mean over parents, in their relative shares."""
+        total = sum(self.shares[k] for k in having)
+        return torch.stack([self.shares[k] / total * value for k, value in zip(having, values, strict=True)]).sum(0)
 
-    def _estimate(self, found: Statistics, values: list[Tensor], parents: list[list[Tensor]] | None) -> None:
+    def _estimate(self, found: Statistics, name: str, values: list[Tensor]) -> None:
         """Statistics of what a batch norm is about to read.
 
         They are the averaged ones, moved by as much as the fused model's activations differ from its parents' on these
         inputs, so that a model fused with itself stays what it is.
         """
         mean, var = _statistics(values)
+        having = self._having(found.mean)
+        parents = self._parents(name, having)
         if parents is not None:
             each = [_statistics(list(own)) for own in zip(*parents, strict=True)]
-            mean = self.state[found.mean] + mean - self._mean([m for m, _ in each])
-            usual = self._mean([v for _, v in each])
+            mean = self.state[found.mean] + mean - self._mean([m for m, _ in each], having)
+            usual = self._mean([v for _, v in each], having)
             var = torch.where(usual > 0, self.state[found.var] * var / usual, self.state[found.var].double())
         self.state[found.mean].copy_(mean)
         self.state[found.var].copy_(var)

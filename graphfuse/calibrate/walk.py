@@ -20,12 +20,15 @@ class Run:
 
     def __init__(self, captured: Captured, state: Mapping[str, Tensor], batch: Batch) -> None:
         self._steps = captured.steps(captured.bind(state, batch.args, batch.kwargs))
+        self._last: tuple[str, Any] = ("", None)
         self.nodes = {node.name: node for node in captured.graph.nodes}
         self.names = {slot.node: slot.name for slot in captured.inputs}
 
     def to(self, name: str) -> Any:
-        """Run on to a node, which must come after the last one, and return its value."""
-        return next(value for node, value in self._steps if node.name == name)
+        """Run on to a node, which must not come before the last one, and return its value."""
+        if name != self._last[0]:
+            self._last = name, next(value for node, value in self._steps if node.name == name)
+        return self._last[1]
 
     def again(self, name: str, operand: str, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         """Run the node where the run stands once more; it reads one operand, and the state as it is now."""
@@ -39,6 +42,7 @@ class Run:
         assert callable(node.target)
         value: Any = node.target(*args, **kwargs)
         self._steps.send(value)
+        self._last = name, value
         return value
 
 
@@ -57,11 +61,10 @@ class Lane:
         """What a node of the target's example graph is called in the target's graph for this batch."""
         return self.names.nodes[1 + self.target].get(node)
 
-    def comparable(self, node: str, models: Sequence[Aligned]) -> bool:
-        """Whether every parent has a node that corresponds to this one, with a value that its maps can move."""
+    def comparable(self, node: str, models: Sequence[Aligned], parents: Sequence[int]) -> bool:
+        """Whether these parents have a node that corresponds to this one, with a value that their maps can move."""
         dims: Any = self.names.graph.nodes[node]
-        there = [node in self.names.nodes[1 + k] for k, run in enumerate(self.parents) if run is not None]
-        return all(there) and all(movable(dims, model.maps) for model in models)
+        return all(node in self.names.nodes[1 + k] and movable(dims, models[k].maps) for k in parents)
 
     def at(self, node: str) -> Any:
         """The fused model's value at a node."""
@@ -71,16 +74,16 @@ class Lane:
         """Run a contraction once more, with the weights that it has now."""
         return self.fused.again(self._name(node), self._name(operand), x, state)
 
-    def aligned(self, node: str, models: Sequence[Aligned]) -> list[Tensor]:
-        """The value at a node of each parent that has a share, in the target's coordinates."""
+    def aligned(self, node: str, models: Sequence[Aligned], parents: Sequence[int]) -> list[Tensor]:
+        """The value at a node of each of these parents, in the target's coordinates."""
         dims: Any = self.names.graph.nodes[node]
         consumed, sizes = (False,) * len(dims), self.names.sizes
         found = []
-        for k, run in enumerate(self.parents):
-            if run is not None:
-                value = run.to(self.names.nodes[1 + k][node])
-                moved = transform(value, dims, consumed, models[k].maps, sizes[1 + k], sizes[1 + self.target])
-                found.append(moved)
+        for k in parents:
+            run = self.parents[k]
+            assert run is not None
+            value = run.to(self.names.nodes[1 + k][node])
+            found.append(transform(value, dims, consumed, models[k].maps, sizes[1 + k], sizes[1 + self.target]))
         return found
 
     def _name(self, node: str) -> str:

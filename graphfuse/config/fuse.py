@@ -65,6 +65,11 @@ class FuseConfig(Settings):
         description="What is known of models whose parameters have other names: parameter or module path of the target "
         "-> that of the other (a tuple for the parts of a fused one). The rest is found.",
     )
+    layers: dict[int | str, int | str] = Field(
+        default_factory=dict,
+        description="Which layer of the target is which of a model of another depth, both increasing: numbers from 0, "
+        "or module paths. By default layers are matched by their activations.",
+    )
     seed: int = Field(0, ge=0, description="Seed of the order in which axes are visited.")
     roles: dict[str, RoleConfig] = Field(
         default_factory=dict, description="Settings for single roles (residual, heads, hidden, ...) or axes (heads.0)."

@@ -112,7 +112,9 @@ class ActivationEvidence:
     def _collect(self, wanted: Sequence[Axis], maps: Maps) -> None:
         """One run over the data for all axes that can be judged, given the maps so far."""
         axes = {axis.id: axis for axis in wanted}
-        nodes = {name for axis in wanted for name in self._sites[axis.id] if self._shows(name, axis, maps)}
+        shared = self._lockstep.correspondence.nodes[1]
+        sites = {name for axis in wanted for name in self._sites[axis.id] if self._shows(name, axis, maps)}
+        nodes = sites & shared.keys()
         if not nodes:
             return
         for i, batch in enumerate(self._data):

@@ -1,0 +1,133 @@
+"""Models of other names, layouts or depth in the form of the target, so that all that follows goes name for name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from graphfuse.capture import signature_of, state_of
+from graphfuse.config import FuseConfig
+from graphfuse.correspond import expect_same_names
+from graphfuse.errors import CorrespondenceError
+from graphfuse.lockstep import Batch
+from graphfuse.matching.depth import DepthMatch, match_depth
+from graphfuse.matching.stacks import of_depth, unequal
+from graphfuse.matching.translate import call_of, same_program, translate
+from graphfuse.rulebook import RuleBook
+from graphfuse.symmetry import SymmetryGraph, trace
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """One model in the target's form: its module, and how its layers correspond if it is of another depth."""
+
+    model: nn.Module
+    depth: DepthMatch | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The model's state under the target's names."""
+        state = state_of(self.model)
+        return self.depth.state(state) if self.depth else state
+
+    @property
+    def layers(self) -> dict[str, str | None]:
+        """What each layer of the model is called in the target, where depths differ."""
+        return self.depth.names if self.depth else {}
+
+    def absent(self, target: SymmetryGraph) -> frozenset[str]:
+        """Tensors of the target that the model has no counterpart of."""
+        layers = self.depth.alone if self.depth else ()
+        return frozenset(name for name in target.tensors for layer in layers if name.startswith(f"{layer}."))
+
+
+@dataclass(eq=False)
+class Tracer:
+    """Traces each model once for each shape of its inputs, under the target's names once its form is known."""
+
+    book: RuleBook
+    depths: dict[int, DepthMatch] = field(default_factory=dict)
+    _known: dict[Any, SymmetryGraph] = field(default_factory=dict)
+
+    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> SymmetryGraph:
+        key = (id(model), signature_of(args, kwargs))
+        if key not in self._known:
+            self._known[key] = trace(model, args, kwargs, rules=self.book)
+        found = self.depths.get(id(model))
+        return found.graph(self._known[key]) if found else self._known[key]
+
+
+def forms_of(
+    models: Sequence[nn.Module],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    data: Sequence[Batch],
+    config: FuseConfig,
+    tracer: Tracer,
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[Form, ...]:
+    """The form of each model, the target's own first of all; afterwards the tracer knows them.
+
+    Raises
+    ------
+    CorrespondenceError
+        A model is not the same computation as the target, or its layers cannot be matched; shows the two nearest.
+    """
+    target = models[config.target]
+    reference = tracer(target, args, kwargs)
+    forms = []
+    for k, model in enumerate(models):
+        form = Form(model)
+        if model is not target:
+            graph = tracer(model, *call_of(target, model, args, kwargs))
+            if not same_program(reference, graph):
+                form = _form(reference, graph, data, config, tracer, k)
+        if form.depth:
+            tracer.depths[id(form.model)] = form.depth
+        forms.append(form)
+        progress(k + 1)
+    return tuple(forms)
+
+
+def _form(
+    reference: SymmetryGraph, graph: SymmetryGraph, data: Sequence[Batch], config: FuseConfig, tracer: Tracer, k: int
+) -> Form:
+    target, model = reference.model, graph.model
+    if unequal(target, model):
+        return _of_other_depth(target, model, data, config, k)
+    try:
+        found = translate(reference, graph, names=config.names, rules=tracer.book)
+        return Form(found.model, notes=_of(k, found.notes))
+    except CorrespondenceError as error:
+        reason = error
+    try:
+        expect_same_names(reference, graph, config.target, k)
+    except CorrespondenceError as plain:
+        resized = of_depth(target, model)
+        if resized is None:
+            raise CorrespondenceError(f"{plain}\nLooked for another way to match model {k}: {reason}") from None
+    else:
+        return Form(model)  # the same names: what is wrong, if anything, is told better name for name
+    form = tracer(resized, reference.args, reference.kwargs)
+    try:
+        found = translate(form, graph, names=config.names, rules=tracer.book)
+    except CorrespondenceError as error:
+        raise CorrespondenceError(
+            f"model {k} has another depth and other names than model {config.target}; with as many layers they are not "
+            f"the same computation either: {error}"
+        ) from None
+    deep = _of_other_depth(target, found.model, data, config, k)
+    return Form(deep.model, deep.depth, (*_of(k, found.notes), *deep.notes))
+
+
+def _of_other_depth(target: nn.Module, model: nn.Module, data: Sequence[Batch], config: FuseConfig, k: int) -> Form:
+    found = match_depth(target, model, data, layers=config.layers)
+    return Form(model, found, _of(k, found.notes))
+
+
+def _of(k: int, notes: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"model {k}: {note}" for note in notes)
