@@ -39,6 +39,13 @@ class Aligned:
     absent: frozenset[str] = frozenset()
     layers: Mapping[str, str | None] = field(default_factory=dict)
 
+    @property
+    def in_place(self) -> float | None:
+        """Share of the units that are matched with the target's unit of their index; None where widths differ."""
+        entries = [(self.sizes[id], found) for id, found in self.agreement.items() if found.before is not None]
+        units = sum(size for size, _ in entries)
+        return sum(size * (1 - found.moved) for size, found in entries) / units if units else None
+
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
@@ -151,6 +158,7 @@ class Alignment:
                 {
                     "sizes": {a.name: part.sizes[a.id] for a in self.axes},
                     "agreement": {a.name: part.agreement[a.id].to_json() for a in self.axes if a.id in part.agreement},
+                    "in_place": part.in_place,
                     "sweeps": part.sweeps,
                     "absent": sorted(part.absent),
                     "layers": dict(part.layers),

@@ -25,7 +25,7 @@ from graphfuse.maps import identity
 from graphfuse.matching import Form, Tracer, call_of, forms_of
 from graphfuse.roles import ROLES
 from graphfuse.rulebook import load_rules
-from graphfuse.transport.coordinate import Solution, coordinate
+from graphfuse.transport.coordinate import coordinate
 
 __all__ = ["Aligned", "Alignment", "Prepared", "Progress", "align", "match", "prepare"]
 
@@ -156,7 +156,7 @@ def match(prepared: Prepared, progress: Progress | None = None) -> Alignment:
             dict(relation.sizes[k]), {**found.maps, **kept}, found.agreement, found.sweeps, relation.absent[k],
             prepared.forms[k].layers,
         ))  # fmt: skip
-        notes += _remarks(found, k, target)
+        notes += _remarks(models[-1], k, target)
         if progress is not None:
             progress("match", len(models), len(prepared.models))
     return Alignment(
@@ -226,14 +226,15 @@ def _measure(config: FuseConfig, method: str) -> Measure:
     return config.metric
 
 
-def _remarks(found: Solution, k: int, target: int) -> list[str]:
+def _remarks(found: Aligned, k: int, target: int) -> list[str]:
     """What a person should know about a matching."""
-    quality = [entry for entry in found.agreement.values() if entry.before is not None]
-    if quality and max(entry.moved for entry in quality) < 0.05 and min(entry.value for entry in quality) > 0.5:
-        return [
-            f"model {k} is already aligned with model {target}: nearly every unit is matched with that of its index"
-        ]
-    return []
+    share = found.in_place
+    if share is None or share < 0.9:
+        return []
+    return [
+        f"the alignment of model {k} with model {target} is about the identity: {share:.1%} of the units stay in "
+        "place, as with fine-tunes of one base"
+    ]
 
 
 # --------------------------------------------------------------------- checks

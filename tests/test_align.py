@@ -96,6 +96,31 @@ def test_a_planted_permutation_is_recovered(name: str) -> None:
             assert found.models[1].agreement[axis.id].value == pytest.approx(1, abs=1e-3), (method, axis.name)
 
 
+@pytest.mark.parametrize(
+    ("build", "inputs"),
+    [(ResNet, lambda: images(16)), (lambda: GroupedDecoder(depth=3), lambda: ids(16, vocabulary=31))],
+    ids=["eight blocks with batch norm", "three pre-norm blocks with grouped heads"],
+)
+def test_planted_permutations_of_deep_residual_networks_come_back(
+    build: Callable[[], nn.Module], inputs: Callable[[], Tensor]
+) -> None:
+    """Exactly, by weights and by activations, nested ones too (where git-re-basin's issue 8 says that it fails)."""
+    model, x = scaled(build()), inputs()
+    graph = trace(model, (x,))
+    maps = sample(graph, torch.Generator().manual_seed(3))
+    other = copy.deepcopy(model)
+    other.load_state_dict(permuted(graph, state_of(model), maps), strict=False)
+    assert all(
+        not torch.equal(value, state_of(model)[key]) for key, value in state_of(other).items() if value.dim() > 1
+    )
+    prepared = prepare([model, other], data=[x])
+    for method in ("weights", "activations"):
+        found = match(replace(prepared, method=method))
+        assert_same(found.apply(state_of(other), 1), dict(state_of(model)), 0)
+        assert len(found.axes) == len(graph.axes)
+        assert all(entry.value == pytest.approx(1, abs=1e-3) for entry in found.models[1].agreement.values())
+
+
 def test_blending_and_other_solvers_recover_it_too() -> None:
     model, x = scaled(DenseExperts()), torch.randn(64, 5)
     other = planted(model, x)
@@ -201,14 +226,34 @@ def test_progress_is_told() -> None:
     ]  # fmt: skip
 
 
-def test_models_that_are_aligned_already_are_said_to_be() -> None:
-    model, x = scaled(MLP()), torch.randn(32, 5)
+def tuned(model: nn.Module, x: Tensor, steps: int = 3) -> nn.Module:
+    """A copy of the model after a few steps of training on random targets."""
     near = copy.deepcopy(model)
-    with torch.no_grad():
-        for parameter in near.parameters():
-            parameter.add_(1e-3 * torch.randn_like(parameter))
-    assert any("already aligned" in note for note in align([model, near], (x,)).notes)
-    assert not align([model, planted(model, x)], (x,)).notes
+    optimizer = torch.optim.SGD(near.parameters(), lr=1e-3)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        out = near(x)
+        (out - torch.randn_like(out)).square().mean().backward()
+        optimizer.step()
+    return near
+
+
+@pytest.mark.parametrize("name", ["resnet", "grouped"])
+def test_an_alignment_about_the_identity_is_said_to_be(name: str) -> None:
+    build, inputs = ZOO[name]
+    model, x = scaled(build()), inputs()
+    near = tuned(model, x)
+    assert not torch.equal(near(x), model(x))
+    for given in ({"args": x}, {"data": [x]}):
+        found = align([model, near], **given)
+        share = found.models[1].in_place
+        assert share is not None and share > 0.98
+        assert f"about the identity: {share:.1%} of the units stay in place" in "\n".join(found.notes)
+        assert found.to_json()["models"][1]["in_place"] == share
+    for other in (planted(model, x), scaled(build(), 5)):  # the same in other places, and another model
+        found = align([model, other], data=[x])
+        share = found.models[1].in_place
+        assert share is not None and share < 0.5 and not any("identity" in note for note in found.notes)
 
 
 # ----------------------------------------------------------------------- files

@@ -21,7 +21,7 @@ from torch.testing import assert_close
 from graphfuse import Alignment, align, fuse, match_depth
 from graphfuse.capture import state_of
 from graphfuse.errors import CorrespondenceError
-from graphfuse.matching.depth import monotone
+from graphfuse.matching.similarity import monotone
 
 AVERAGE = {"calibrate": {"least_squares": False, "batch_norm": False}}
 
@@ -267,7 +267,8 @@ X = ids(8, 9, 31)
         (lambda: [scaled(Staged(3)), Staged(2)], {"config": {"layers": {0: 1}}},
          ["'0' (target) and '1' (other) are no layers of one kind"]),
         (lambda: [Decoder(depth=3), GroupedDecoder(depth=2)], {},
-         ["has other parameters than model 0", "target:", "other:"]),
+         ["model 1 has another depth and other names than model 0", "target: 'positions.weight' (16, 24)",
+          "other: 'blocks.0.norm1.weight' (24,)"]),
         (twins, {"data": [X]}, ["two matchings are equally good", "either: 'blocks.", "or: 'blocks.", "layers={"]),
     ],
 )  # fmt: skip

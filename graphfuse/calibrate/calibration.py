@@ -160,7 +160,7 @@ class _Work:
     solved: list[Solved] = field(default_factory=list)
     estimated: list[str] = field(default_factory=list)
     left: list[tuple[str, str]] = field(default_factory=list)
-    recent: tuple[str, list[int], list[list[Tensor]]] | None = None
+    recent: tuple[tuple[str, tuple[int, ...]], list[list[Tensor]]] | None = None
 
     def visit(self, name: str, rows: Sequence[Tensor] | None) -> None:
         """Run all models on to a node, and do there what is due."""
@@ -194,9 +194,10 @@ class _Work:
         """The values of these parents at a node, batch by batch; None where one has no counterpart of the node."""
         if not having or not all(lane.comparable(name, self.models, having) for lane in self.lanes):
             return None
-        if self.recent is None or self.recent[:2] != (name, having):
-            self.recent = name, having, [lane.aligned(name, self.models, having) for lane in self.lanes]
-        return self.recent[2]
+        at = name, tuple(having)
+        if self.recent is None or self.recent[0] != at:
+            self.recent = at, [lane.aligned(name, self.models, having) for lane in self.lanes]
+        return self.recent[1]
 
     def _means(self, name: str, having: Sequence[int]) -> list[Tensor] | None:
         parents = self._parents(name, having)

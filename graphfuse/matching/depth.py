@@ -7,7 +7,6 @@ matching of the largest sum, by dynamic programming. What a layer adds tells it 
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,10 +18,10 @@ from torch import Tensor, nn
 from graphfuse.capture import state_of
 from graphfuse.errors import CorrespondenceError
 from graphfuse.lockstep import Batch, as_batch
+from graphfuse.matching.similarity import grams_of, likeness, monotone
 from graphfuse.matching.stacks import Stack, outline, renamed, stacks_of, unequal
 from graphfuse.symmetry import SymmetryGraph
 
-ROWS = 1024  # activations of a layer that are looked at
 SAME, CLOSE = 1e-6, 0.02
 """How much better the best matching must be than one with another partner for a layer: else an error, or a note."""
 
@@ -184,13 +183,13 @@ def _by_activations(
     data: Sequence[Batch],
 ) -> DepthMatch:
     grams = [
-        _grams(model, [layer for pair in pairs for layer in pair[side].layers], data)
+        grams_of(model, [layer for pair in pairs for layer in pair[side].layers], data)
         for side, model in enumerate((target, other))
     ]
     layers, similarity, notes = dict[str, str](), dict[str, Tensor](), list[str]()
     for (mine, their), fits in zip(pairs, alike, strict=True):
         table = torch.tensor([
-            [_likeness(grams[0][i], grams[1][j]) if fits[p][q] else -torch.inf for q, j in enumerate(their.layers)]
+            [likeness(grams[0][i], grams[1][j]) if fits[p][q] else -torch.inf for q, j in enumerate(their.layers)]
             for p, i in enumerate(mine.layers)
         ], dtype=torch.float64)  # fmt: skip
         chosen = monotone(table)
@@ -230,80 +229,6 @@ def _doubts(table: Tensor, chosen: Mapping[int, int], mine: Stack, their: Stack)
     if gap < CLOSE:
         return [f"layers {seen} were matched, but {rival} would do nearly as well; layers={{...}} says it by hand"]
     return []
-
-
-def _grams(model: nn.Module, layers: Sequence[str], data: Sequence[Batch]) -> dict[str, list[Tensor | None]]:
-    """For each layer the Gram matrices, shape (rows, rows), of its outputs and of what it adds to its inputs."""
-    seen: dict[str, list[list[Tensor]]] = {layer: [[], []] for layer in layers}
-    model, share = copy.deepcopy(model).eval(), max(1, ROWS // len(data))
-
-    def keep(layer: str) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            value = output if isinstance(output, Tensor) else next(x for x in output if isinstance(x, Tensor))
-            given = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.shape == value.shape)
-            source = next(given, None)
-            for place, found in enumerate((value, None if source is None else value - source)):
-                if found is not None:
-                    seen[layer][place].append(_rows(found, share))
-
-        return hook
-
-    for layer in layers:
-        model.get_submodule(layer).register_forward_hook(keep(layer), with_kwargs=True)
-    with torch.no_grad():
-        for batch in data:
-            model(*batch.args, **batch.kwargs)
-    return {layer: [_gram(torch.cat(parts)) if parts else None for parts in found] for layer, found in seen.items()}
-
-
-def _rows(value: Tensor, share: int) -> Tensor:
-    """Evenly chosen rows of activations: one for each sample and position, channels along them."""
-    value = value.movedim(1, -1) if value.dim() > 3 else value.reshape(len(value), -1, value.shape[-1])
-    rows = value.detach().flatten(0, -2).double()
-    return rows[:: max(1, -(-len(rows) // share))]
-
-
-def _gram(rows: Tensor) -> Tensor:
-    centred = rows - rows.mean(0)
-    return centred @ centred.T
-
-
-def _likeness(mine: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> float:
-    """Mean centred kernel alignment of two layers; 0 where one is constant, or their activations do not compare."""
-    values = []
-    for x, y in zip(mine, other, strict=True):
-        if x is not None and y is not None:
-            scale = float(x.norm() * y.norm())
-            values.append(float((x * y).sum()) / scale if x.shape == y.shape and scale > 0 else 0.0)
-    return sum(values) / max(len(values), 1)
-
-
-def monotone(similarity: Tensor) -> dict[int, int] | None:
-    """The increasing matching of the largest sum, in which every layer of the shallower model has a partner.
-
-    Parameters
-    ----------
-    similarity : Tensor, shape (n, m)
-        Minus infinity for layers that must not be paired. None is returned where that leaves no matching.
-    """
-    if similarity.shape[0] > similarity.shape[1]:
-        found = monotone(similarity.T)
-        return None if found is None else dict(sorted((i, j) for j, i in found.items()))
-    n, m = similarity.shape
-    values = similarity.tolist()
-    best = [[0.0] * (m + 1), *([-torch.inf] * (m + 1) for _ in range(n))]
-    for i in range(1, n + 1):
-        for j in range(i, m + 1):
-            best[i][j] = max(best[i][j - 1], best[i - 1][j - 1] + values[i - 1][j - 1])
-    if best[n][m] == -torch.inf:
-        return None
-    chosen, j = {}, m
-    for i in range(n, 0, -1):
-        while best[i][j] == best[i][j - 1]:
-            j -= 1
-        chosen[i - 1] = j - 1
-        j -= 1
-    return dict(sorted(chosen.items()))
 
 
 # -------------------------------------------------------------------- messages
