@@ -12,8 +12,13 @@ from helpers import importable
 
 from graphfuse.cli import main
 
-PAGE = (Path(__file__).parents[1] / "docs" / "rules.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE, re.DOTALL)
+
+def blocks_of(page: str) -> list[tuple[str, str]]:
+    """(language, text) of the code blocks of a page."""
+    text = (Path(__file__).parents[1] / "docs" / page).read_text(encoding="utf-8")
+    return re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)
+
+
 EXPECTED = {"graphfuse rules missing nets:net": 1}  # the exit code of a command that finds what the page is about
 
 
@@ -23,7 +28,7 @@ def test_the_page_on_rules_from_the_note_to_the_passing_check(
     monkeypatch.chdir(tmp_path)
     ran = 0
     with importable(tmp_path):
-        for kind, text in BLOCKS:
+        for kind, text in blocks_of("rules.md"):
             name = re.match(r"# (\S+\.(py|yaml))\n", text)
             if name is not None:
                 (tmp_path / name[1]).write_text(text)
@@ -41,3 +46,17 @@ def test_the_page_on_rules_from_the_note_to_the_passing_check(
             else:
                 assert kind == "toml" and tomllib.loads(text)
     assert ran == 5
+
+
+def test_the_page_on_correspondence_prints_what_it_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, object] = {}
+    printed, shown = "", 0
+    for kind, text in blocks_of("correspondence.md"):
+        if kind == "python":
+            exec(compile(text, "docs/correspondence.md", "exec"), names)
+            printed = capsys.readouterr().out
+            continue
+        for line in text.strip().splitlines():
+            assert line in printed, f"{line}\n{printed}"
+            shown += 1
+    assert shown == 14
