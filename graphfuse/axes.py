@@ -26,7 +26,8 @@ class SymmetryClass(enum.IntFlag):
     SIGNED = 1  # permutations with signs: odd functions
     SCALING = 2  # permutations with positive scales: ReLU
     MONOMIAL = 3  # permutations with any non-zero scales
-    ORTHOGONAL = 5  # rotations: norms without elementwise gain
+    CENTRED = 4  # rotations that keep the sum: layer norms without elementwise gain
+    ORTHOGONAL = 5  # rotations: root-mean-square norms without elementwise gain
     LINEAR = 7  # any invertible map: pure contractions
 
     def __str__(self) -> str:

@@ -1,8 +1,9 @@
 """Fold the gain of a norm into the layers that read it: a rewrite that keeps the function and widens the symmetry.
 
 An elementwise gain admits no rotation of what it multiplies. Where all readers of gain * x contract it with a weight of
-their own, W (g * x) = (W diag(g)) x: the weight takes the gain, the gain becomes one and leaves the graph. The residual
-stream between root-mean-square norms can then be rotated as a whole. Source: Ashkboos et al., SliceGPT (arXiv
+their own, W (g * x) = (W diag(g)) x: the weight takes the gain, the gain becomes one and leaves the graph. An offset
+that the norm adds after its gain goes into the readers' biases. The residual stream between norms can then be rotated
+as a whole (between layer norms: by all rotations that keep the sum). Source: Ashkboos et al., SliceGPT (arXiv
 2401.15024), section 3.1.
 """
 
@@ -24,10 +25,15 @@ from graphfuse.symmetry import Contraction, SymmetryGraph, TensorLabel, assemble
 
 @dataclass(frozen=True)
 class Fold:
-    """One gain, by name, and the dims of the weights that took it: (tensor, dim)."""
+    """One gain, by name, and the dims of the weights that took it: (tensor, dim).
+
+    ``offsets`` are what was added after the gain; they went into ``biases``, one for each of ``into``, and are zero.
+    """
 
     gain: str
     into: tuple[tuple[str, int], ...]
+    offsets: tuple[str, ...] = ()
+    biases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,24 +81,34 @@ def fold_gains(graph: SymmetryGraph, *, rules: Iterable[Rules] | RuleBook = ()) 
         tensor = graph.tensors.get(slot.name)
         if slot.kind == "parameter" and tensor is not None and any(tensor.gains):
             found = _products(nodes[slot.node], book)
-            into = _readers(graph, tensor, found, readers, book) if found else "it is not the factor of a plain product"
-            if isinstance(into, str):
-                kept[slot.name] = into
+            fold = _fold(graph, tensor, found, readers, book) if found else "it is not the factor of a plain product"
+            if isinstance(fold, str):
+                kept[slot.name] = fold
             else:
-                folds.append(Fold(slot.name, into))
+                folds.append(fold)
                 products |= {product.name: slot.node for product in found or ()}
     captured = _without(graph.captured, products, {fold.gain for fold in folds})
     model = copy.deepcopy(graph.model)
-    state = state_of(model)
-    with torch.no_grad():
-        for fold in folds:
-            for name, dim in fold.into:
-                state[name].mul_(_along(state[fold.gain], state[name].dim(), dim))
-        for fold in folds:
-            state[fold.gain].fill_(1)
-    labelling = label(captured, book, state, graph.tensors.keys())
+    fold_state(folds, state_of(model))
+    labelling = label(captured, book, state_of(model), graph.tensors.keys())
     folded = assemble(model, graph.args, graph.kwargs, captured, labelling, book)
     return Folded(replace(folded, seconds=graph.seconds), tuple(folds), kept)
+
+
+@torch.no_grad()
+def fold_state(folds: Iterable[Fold], state: Mapping[str, Tensor]) -> None:
+    """Fold a state in place: canonical name -> tensor, of any model with the graph that the folds were found in."""
+    folds = tuple(folds)
+    for fold in folds:
+        offset = sum((state[name] for name in fold.offsets), torch.zeros(()))
+        for (name, dim), bias in zip(fold.into, fold.biases, strict=False):
+            state[bias].add_((state[name] * _along(offset, state[name].dim(), dim)).sum(dim))
+        for name in fold.offsets:
+            state[name].zero_()
+    for fold in folds:
+        for name, dim in fold.into:
+            state[name].mul_(_along(state[fold.gain], state[name].dim(), dim))
+        state[fold.gain].fill_(1)
 
 
 def _products(gain: fx.Node, book: RuleBook) -> list[fx.Node] | None:
@@ -112,18 +128,21 @@ def _argument(node: fx.Node, name: str) -> object:
     return node.args[place] if place < len(node.args) else node.kwargs.get(name)
 
 
-def _readers(
+def _fold(
     graph: SymmetryGraph,
     gain: TensorLabel,
     products: list[fx.Node],
     readers: Mapping[str, Contraction],
     book: RuleBook,
-) -> tuple[tuple[str, int], ...] | str:
+) -> Fold | str:
     """The weight dims that contract the product along the gain's dim, or why there is none."""
     dims = [dim for dim in gain.dims if dim_size(dim) > 1]
     if len(dims) != 1:
         return "it runs along several dims"
-    into = []
+    names = {slot.node: slot.name for slot in graph.captured.inputs}
+    found = [_argument(product, name) for product in products for name in book.offsets(product.target)]
+    offsets = [node for node in found if isinstance(node, fx.Node)]
+    into: dict[tuple[str, int], str | None] = {}
     for operand, user in (pair for product in products for pair in _uses(product, book)):
         reader = readers.get(user.name)
         if reader is None or reader.operand != operand.name:
@@ -132,8 +151,15 @@ def _readers(
         places = [d for d, dim in enumerate(weight.dims) if weight.consumed[d] and dim == dims[0]]
         if len(places) != 1:
             return f"{reader.weight} does not contract it along one dim"
-        into.append((reader.weight, places[0]))
-    return tuple(dict.fromkeys(into))
+        if offsets and (reader.bias is None or reader.kind == "convolution" or len(weight.shape) != 2):
+            return f"what is added after it cannot go into a bias of {reader.node}"
+        into[reader.weight, places[0]] = reader.bias
+    if any(node.name not in names or len(node.users) > 1 for node in offsets):
+        return "what is added after it is used elsewhere, too"
+    biases = tuple(bias for bias in into.values() if bias is not None) if offsets else ()
+    if len(set(biases)) != len(biases):
+        return "its readers share a bias"
+    return Fold(gain.name, tuple(into), tuple(dict.fromkeys(names[node.name] for node in offsets)), biases)
 
 
 def _uses(node: fx.Node, book: RuleBook) -> Iterator[tuple[fx.Node, fx.Node]]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from graphfuse.axes import SymmetryClass
 from graphfuse.cells import Cell, cells
+from graphfuse.maps import keeping_sum
 from graphfuse.permutations import sizes
 from graphfuse.symmetry import Axis, SymmetryGraph, TensorLabel
 
@@ -53,10 +54,13 @@ def _element(graph: SymmetryGraph, axis: Axis, generator: torch.Generator) -> El
     noise = torch.randn(3, count, n, generator=generator, dtype=torch.float64)
     signs = noise[0].sign() if axis.symmetry & SymmetryClass.SIGNED else torch.ones(count, n, dtype=torch.float64)
     scales = (0.5 * noise[1]).exp() if axis.symmetry & SymmetryClass.SCALING else torch.ones_like(signs)
-    if axis.symmetry & SymmetryClass.ORTHOGONAL != SymmetryClass.ORTHOGONAL:
+    if not axis.symmetry & SymmetryClass.CENTRED:
         value = (signs * scales).view(*lead, n)
         return Element(axis.id, axis.context, value, 1 / value)
     left, right = torch.randn(2, count, n, n, generator=generator, dtype=torch.float64)
+    if axis.symmetry == SymmetryClass.CENTRED:
+        value = keeping_sum(torch.linalg.qr(left[:, 1:, 1:]).Q).view(*lead, n, n)
+        return Element(axis.id, axis.context, value, value)
     left, right = torch.linalg.qr(left).Q, torch.linalg.qr(right).Q
     value, dual = ((left * s.unsqueeze(-2)) @ right for s in (scales, 1 / scales))
     return Element(axis.id, axis.context, value.view(*lead, n, n), dual.view(*lead, n, n))

@@ -122,6 +122,21 @@ def proportional(
     return AxisMap(axis, tuple(context), tuple(along), plan=plan.expand(*lead, n, m))
 
 
+def keeping_sum(rotation: Tensor) -> Tensor:
+    """A rotation of n units that leaves their sum as it is, made of one of n - 1, shape (\\*lead, n - 1, n - 1).
+
+    The rotation acts in the complement of the all-ones vector, whose basis is that of a Householder reflection.
+    """
+    n = rotation.shape[-1] + 1
+    mirror = torch.ones(n, dtype=rotation.dtype, device=rotation.device) / n**0.5
+    mirror[0] -= 1
+    basis = torch.eye(n, dtype=rotation.dtype, device=rotation.device)
+    if n > 1:
+        basis = basis - 2 * torch.outer(mirror, mirror) / mirror.dot(mirror)
+    inner = basis[:, 1:]
+    return inner @ rotation @ inner.mT + 1 / n
+
+
 def _one_hot(index: Tensor, dtype: torch.dtype) -> Tensor:
     n = index.shape[-1]
     return torch.zeros(*index.shape, n, dtype=dtype, device=index.device).scatter_(-1, index.unsqueeze(-1), 1)

@@ -17,6 +17,7 @@ import graphfuse
 from graphfuse.axes import walk_leaves
 from graphfuse.folding import fold_gains
 from graphfuse.groups import sample_elements, transformed
+from graphfuse.maps import keeping_sum
 
 
 class Chain(nn.Module):
@@ -218,6 +219,34 @@ def test_the_residual_stream_of_a_gated_decoder_can_be_rotated_once_its_gains_ar
     assert graphfuse.verify(folded.graph, classes=True).ok
 
 
-def test_layer_norm_has_nothing_to_fold() -> None:
-    folded = fold_gains(graphfuse.trace(Decoder(depth=1).eval(), (ids(),)))
-    assert folded.folds == ()
+def test_between_layer_norms_rotations_that_keep_the_sum_are_free_once_gains_and_offsets_are_folded() -> None:
+    torch.manual_seed(0)
+    model = Decoder(depth=2).eval()
+    model.head = nn.Linear(24, 31)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    graph = graphfuse.trace(model, (ids(),))
+    folded = fold_gains(graph)
+    assert folded.kept == {}
+    assert all(fold.offsets and len(fold.biases) == len(fold.into) for fold in folded.folds)
+    x = ids()
+    torch.testing.assert_close(folded.graph.model(x), model(x), rtol=1e-4, atol=1e-4)
+    residual = [next(axis for axis in g.axes if axis.role == "residual") for g in (graph, folded.graph)]
+    assert [str(axis.symmetry) for axis in residual] == ["permutation", "centred"]
+    result = graphfuse.verify(folded.graph, classes=True)
+    assert result.ok, result
+
+
+def test_a_gain_whose_offset_has_nowhere_to_go_is_kept() -> None:
+    model = nn.Sequential(nn.Linear(3, 8), nn.LayerNorm(8), nn.Linear(8, 2, bias=False))
+    folded = fold_gains(graphfuse.trace(model, (torch.zeros(1, 3),)))
+    assert "cannot go into a bias" in folded.kept["1.weight"]
+
+
+def test_a_rotation_that_keeps_the_sum_is_one() -> None:
+    q = keeping_sum(torch.linalg.qr(torch.randn(2, 4, 4, dtype=torch.float64)).Q)
+    eye, ones = torch.eye(5, dtype=torch.float64), torch.ones(5, dtype=torch.float64)
+    torch.testing.assert_close(q @ q.mT, eye.expand(2, 5, 5))
+    torch.testing.assert_close(q @ ones, ones.expand(2, 5))
+    assert float((q - eye).abs().max()) > 0.1

@@ -11,6 +11,7 @@ from torch import Tensor
 from graphfuse.algebra import Algebra
 from graphfuse.axes import Layout, Leaf, SymmetryClass
 from graphfuse.errors import RuleError
+from graphfuse.maps import keeping_sum
 from graphfuse.rulebook.examples import Call
 from graphfuse.rulebook.op import Label, Op, Rule
 
@@ -204,6 +205,8 @@ def matrix(symmetry: SymmetryClass, size: int, generator: torch.Generator) -> Te
             return torch.diag(scales)
         case SymmetryClass.MONOMIAL:
             return torch.diag(signs * scales)
+        case SymmetryClass.CENTRED:
+            return keeping_sum(torch.linalg.qr(normal[0][1:, 1:]).Q)
         case SymmetryClass.ORTHOGONAL:
             return torch.linalg.qr(normal[0]).Q
         case SymmetryClass.LINEAR:

@@ -38,7 +38,8 @@ from graphfuse.rulebook.packs import Pack, read_pack
 from graphfuse.rulebook.schema import Entry
 
 MAX_PLACES = 10  # of equal size; all subsets of them are tried
-CLASSES = (SymmetryClass.SIGNED, SymmetryClass.SCALING, SymmetryClass.MONOMIAL, SymmetryClass.ORTHOGONAL,
+CLASSES = (SymmetryClass.SIGNED, SymmetryClass.SCALING, SymmetryClass.MONOMIAL, SymmetryClass.CENTRED,
+           SymmetryClass.ORTHOGONAL,
            SymmetryClass.LINEAR)  # fmt: skip
 
 
@@ -269,7 +270,8 @@ def _class(call: LabelledCall, leaf: Leaf, generator: torch.Generator, trials: i
     holding = [
         symmetry
         for symmetry in CLASSES
-        if (plain or not symmetry & 4)
+        if (plain or not symmetry & SymmetryClass.CENTRED)
+        and (leaf.size > 2 or symmetry != SymmetryClass.CENTRED)  # of two units, these are permutations
         and all(
             call.commutes(transform(call, leaf, matrix(symmetry, leaf.size, generator)), equal_nan=False)
             for _ in range(trials)

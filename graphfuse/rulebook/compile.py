@@ -94,6 +94,7 @@ def _mentioned(entry: Entry) -> Iterator[tuple[str, str]]:
     if entry.statistics is not None:
         yield from (("statistics", name) for name in entry.statistics.model_dump().values())
     yield from (("gains", name) for name in entry.gains)
+    yield from (("offsets", name) for name in entry.offsets)
     if entry.pointwise is not None:
         yield from (("pointwise.operands", name) for name in entry.pointwise.operands)
     for case in entry.special:

@@ -220,6 +220,11 @@ class RuleBook:
         located = self.entry(op)
         return located.entry.gains if located else ()
 
+    def offsets(self, op: Any) -> tuple[str, ...]:
+        """The arguments that an op adds to the product with its gain."""
+        located = self.entry(op)
+        return located.entry.offsets if located else ()
+
     def stacked(self, op: Any) -> str | None:
         """The argument that holds one weight for each member of an axis, to which the op hands rows."""
         located = self.entry(op)

@@ -125,6 +125,7 @@ class Entry(_Model):
     contracts: Contracts | None = None
     statistics: Statistics | None = None
     gains: Names = ()
+    offsets: Names = ()
     stacked: str | None = None
     fixed_because: dict[str, str] = Field(default_factory=dict)
     example: Example | tuple[Example, ...] = ()

@@ -26,7 +26,7 @@ def linear_reduction(op: Op) -> Label:
     dims = dim_list(op, x.rank, "dim")
     for d, dim in enumerate(x.dims):
         if d in dims:
-            op.algebra.meet(dim, SymmetryClass.ORTHOGONAL if x.squared else SymmetryClass.PERMUTATION)
+            op.algebra.meet(dim, SymmetryClass.ORTHOGONAL if x.squared else SymmetryClass.CENTRED)
         elif x.squared:
             op.algebra.meet(dim, SymmetryClass.PERMUTATION)
     return Label(reduced(op, x, dims), held=x.held)
