@@ -14,6 +14,7 @@ from graphfuse.axes import Case, Dim, Factor, Layout, Leaf, Sum, SymmetryClass, 
 from graphfuse.carry import transform
 from graphfuse.cells import shape_of
 from graphfuse.errors import CheckpointError, DataError
+from graphfuse.folding import Fold, fold_state
 from graphfuse.maps import AxisMap
 from graphfuse.matching import renamed
 from graphfuse.symmetry import Axis, TensorLabel, Touch
@@ -52,6 +53,7 @@ class Alignment:
     """Maps from each model into the coordinates of the target.
 
     It knows the layout of every parameter and moved buffer, so it applies to any checkpoint of the same architecture.
+    ``folds`` are gains that go into the layers that read them before anything is carried.
     """
 
     target: int
@@ -60,6 +62,7 @@ class Alignment:
     labels: Mapping[str, TensorLabel]
     aliases: Mapping[str, str]
     models: tuple[Aligned, ...]
+    folds: tuple[Fold, ...] = ()
     notes: tuple[str, ...] = ()
 
     def apply(self, state: Mapping[str, Tensor], model: int = 1) -> dict[str, Tensor]:
@@ -84,21 +87,33 @@ class Alignment:
             raise DataError(f"there is no model {model} in this alignment; it has {len(self.models)} models, from 0")
         part = self.models[model]
         self._expect(state, part, model)
-        result = {}
-        for own, tensor in state.items():
-            name = renamed(own, part.layers)
-            if name is None:
-                continue
-            label = self.labels.get(self.aliases.get(name, name))
-            if label is not None and part.maps:
-                tensor = transform(tensor, label.dims, label.consumed, part.maps, part.sizes)
-            result[name] = tensor
-        return result
+        called = {own: name for own in state if (name := renamed(own, part.layers)) is not None}
+        first = {self.aliases.get(name, name): tensor for own, tensor in state.items() if (name := called.get(own))}
+        moved = self._folded(first)
+        for name, label in self.labels.items():
+            if name in moved and part.maps:
+                moved[name] = transform(moved[name], label.dims, label.consumed, part.maps, part.sizes)
+        return {name: moved[self.aliases.get(name, name)] for name in called.values()}
+
+    def _folded(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A state with its gains folded, which are ones in the target's size then; what changes is copied."""
+        for fold in self.folds:
+            for name in (fold.gain, *(name for name, _ in fold.into), *fold.offsets, *fold.biases):
+                if name in state:
+                    state[name] = state[name].clone()
+        fold_state(self.folds, state)
+        for fold in self.folds:
+            if fold.gain in state:
+                (weight, dim), gain = fold.into[0], state[fold.gain]
+                size = shape_of(self.labels[weight].dims, {})[dim]
+                state[fold.gain] = gain.new_ones([size if n > 1 else n for n in gain.shape])
+        return state
 
     def _expect(self, state: Mapping[str, Tensor], part: Aligned, model: int) -> None:
         called = {own: renamed(own, part.layers) for own in state}
         names = {self.aliases.get(name, name) for name in called.values() if name is not None}
-        missing = [name for name in self.labels if name not in names and name not in part.absent]
+        wanted = [*self.labels, *(fold.gain for fold in self.folds)]
+        missing = [name for name in wanted if name not in names and name not in part.absent]
         if missing:
             raise CheckpointError(
                 f"the checkpoint lacks {len(missing)} of {len(self.labels)} tensors, the first is {missing[0]!r}.\n"
@@ -122,7 +137,7 @@ class Alignment:
             The file cannot be written.
         """
         tensors = {
-            f"{k}.{id}.{'index' if found.hard else 'plan'}": found.values
+            f"{k}.{id}.{found.kind}": found.values
             for k, part in enumerate(self.models)
             for id, found in part.maps.items()
         }
@@ -204,6 +219,7 @@ def _encode(alignment: Alignment) -> dict[str, Any]:
             for x in alignment.labels.values()
         ],
         "aliases": dict(alignment.aliases),
+        "folds": [[f.gain, [list(x) for x in f.into], list(f.offsets), list(f.biases)] for f in alignment.folds],
         "models": [
             {
                 "sizes": [[id, size] for id, size in part.sizes.items()],
@@ -238,6 +254,10 @@ def _decode(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Align
         ),
         labels=labels,
         aliases=dict(document["aliases"]),
+        folds=tuple(
+            Fold(gain, tuple((name, dim) for name, dim in into), tuple(offsets), tuple(biases))
+            for gain, into, offsets, biases in document["folds"]
+        ),
         models=tuple(_aligned(k, part, tensors) for k, part in enumerate(document["models"])),
         notes=tuple(document["notes"]),
     )
@@ -246,8 +266,8 @@ def _decode(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Align
 def _aligned(k: int, part: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Aligned:
     maps = {}
     for id, context, along in part["maps"]:
-        index, plan = tensors.get(f"{k}.{id}.index"), tensors.get(f"{k}.{id}.plan")
-        maps[id] = AxisMap(id, tuple(context), tuple(along), plan, index)
+        plan, index, matrix = (tensors.get(f"{k}.{id}.{kind}") for kind in ("plan", "index", "matrix"))
+        maps[id] = AxisMap(id, tuple(context), tuple(along), plan, index, matrix)
     return Aligned(
         sizes=dict(part["sizes"]),
         maps=maps,

@@ -20,9 +20,10 @@ from graphfuse.costs.evidence import Evidence, Problem
 from graphfuse.costs.moments import Measure
 from graphfuse.costs.weights import WeightEvidence
 from graphfuse.errors import CheckpointError, ConfigError, CorrespondenceError, DataError
+from graphfuse.folding import Fold
 from graphfuse.lockstep import Batch, Lockstep, batches
 from graphfuse.maps import identity
-from graphfuse.matching import Form, Tracer, call_of, forms_of
+from graphfuse.matching import Form, Tracer, call_of, forms_of, without_gains
 from graphfuse.roles import ROLES
 from graphfuse.rulebook import load_rules
 from graphfuse.transport.coordinate import coordinate
@@ -45,6 +46,7 @@ class Prepared:
     config: FuseConfig
     method: Literal["weights", "activations", "blend"]
     forms: tuple[Form, ...] = ()
+    folds: tuple[Fold, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -124,14 +126,18 @@ def prepare(
         _check_finite(state_of(model), k)
     tracer = Tracer(load_rules(rules))
     forms = forms_of(models, args, kwargs or {}, found, settings, tracer, _traced(progress, len(models)))
-    target, models = models[settings.target], tuple(form.model for form in forms)
-    graphs = [tracer(model, *call_of(target, model, args, kwargs or {})) for model in models]
+    calls = [call_of(models[settings.target], form.model, args, kwargs or {}) for form in forms]
+    folds: tuple[Fold, ...] = ()
+    if settings.symmetry == "full":
+        forms, folds = without_gains(forms, calls, tracer, settings.target)
+    models = tuple(form.model for form in forms)
+    graphs = [tracer(model, *call) for model, call in zip(models, calls, strict=True)]
     states = tuple(form.state for form in forms)
     relation = correspond(graphs, settings.target, [form.absent(graphs[settings.target]) for form in forms])
     _check_roles(settings, relation)
     lockstep = Lockstep(models, relation, states, tracer)
     notes = tuple(note for form in forms for note in form.notes)
-    return Prepared(models, states, relation, lockstep, found, settings, method, forms, notes)
+    return Prepared(models, states, relation, lockstep, found, settings, method, forms, folds, notes)
 
 
 def _traced(progress: Progress | None, total: int) -> Callable[[int], None]:
@@ -166,6 +172,7 @@ def match(prepared: Prepared, progress: Progress | None = None) -> Alignment:
         labels=dict(graph.tensors),
         aliases=dict(graph.captured.aliases),
         models=tuple(models),
+        folds=prepared.folds,
         notes=tuple(dict.fromkeys([*notes, *prepared.lockstep.notes])),
     )
 

@@ -38,6 +38,7 @@ class Slot:
     consumed: bool
     along: tuple[int, ...] = ()
     context: tuple[int, ...] = ()
+    dual: bool = False
 
 
 def in_target(position: int) -> int:
@@ -116,7 +117,7 @@ def slots_of(cell: Cell, consumed: Sequence[bool], maps: Maps) -> list[Slot]:
         found = _without_missing(found, cell)
         along = tuple(cell.along(position, key) for key in found.along)
         context = tuple(cell.along(position, key) for key in found.context)
-        slots.append(Slot(position, found, side, along, context))
+        slots.append(Slot(position, found, side, along, context, bool(cell.duals) and cell.duals[position]))
     return slots
 
 
@@ -131,9 +132,7 @@ def _without_missing(found: AxisMap, cell: Cell) -> AxisMap:
     values = found.values.squeeze(tuple(missing))
     context = tuple(key for key in found.context if key in cell.present)
     along = tuple(key for key in found.along if key in cell.present)
-    if found.hard:
-        return AxisMap(found.axis, context, along, index=values)
-    return AxisMap(found.axis, context, along, plan=values)
+    return AxisMap(found.axis, context, along, **{found.kind: values})
 
 
 def carry(source: Tensor, slots: Sequence[Slot], keep: Collection[int] = ()) -> Labelled:
@@ -182,7 +181,7 @@ def _members(slot: Slot, known: Mapping[int, Labelled], like: Tensor, dense: boo
     if slot.map.hard and not dense:
         values, own = slot.map.values.to(like.device), (in_target(p),)
     else:
-        matrix = slot.map.columns(like.dtype) if slot.consumed else slot.map.rows(like.dtype)
+        matrix = slot.map.acting(slot.consumed, slot.dual, like.dtype)
         values, own = matrix.to(like.device), (in_target(p), in_source(p))
     lead = (*map(in_target, slot.along), *map(in_target, q), *map(in_source, q))
     if not any(x in known for x in q):

@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
+from torch._ops import OpOverload
 
-from graphfuse.axes import SymmetryClass, dim_size
+from graphfuse.axes import Dim, SymmetryClass, dim_size
 from graphfuse.capture import Captured, state_of
 from graphfuse.labeling import label
 from graphfuse.rulebook import RuleBook, Rules, load_rules
@@ -74,6 +75,24 @@ def fold_gains(graph: SymmetryGraph, *, rules: Iterable[Rules] | RuleBook = ()) 
     ['signed', 'orthogonal']
     """
     book = rules if isinstance(rules, RuleBook) else load_rules(rules)
+    folds, kept, products = _plan(graph, book)
+    if not folds:
+        return Folded(graph, (), kept)
+    captured = _without(graph.captured, products, {fold.gain for fold in folds})
+    model = copy.deepcopy(graph.model)
+    fold_state(folds, state_of(model))
+    labelling = label(captured, book, state_of(model), graph.tensors.keys())
+    folded = assemble(model, graph.args, graph.kwargs, captured, labelling, book)
+    return Folded(replace(folded, seconds=graph.seconds), folds, kept)
+
+
+def foldable(graph: SymmetryGraph, *, rules: Iterable[Rules] | RuleBook = ()) -> tuple[Fold, ...]:
+    """What :func:`fold_gains` would fold."""
+    return _plan(graph, rules if isinstance(rules, RuleBook) else load_rules(rules))[0]
+
+
+def _plan(graph: SymmetryGraph, book: RuleBook) -> tuple[tuple[Fold, ...], dict[str, str], dict[str, str]]:
+    """Folds; gains that are kept, with the reason; and for each product that goes, the gain in it."""
     nodes = {node.name: node for node in graph.captured.graph.nodes}
     readers = {contraction.node: contraction for contraction in graph.contractions}
     folds, kept, products = [], {}, {}
@@ -87,18 +106,16 @@ def fold_gains(graph: SymmetryGraph, *, rules: Iterable[Rules] | RuleBook = ()) 
             else:
                 folds.append(fold)
                 products |= {product.name: slot.node for product in found or ()}
-    captured = _without(graph.captured, products, {fold.gain for fold in folds})
-    model = copy.deepcopy(graph.model)
-    fold_state(folds, state_of(model))
-    labelling = label(captured, book, state_of(model), graph.tensors.keys())
-    folded = assemble(model, graph.args, graph.kwargs, captured, labelling, book)
-    return Folded(replace(folded, seconds=graph.seconds), tuple(folds), kept)
+    return tuple(folds), kept, products
 
 
 @torch.no_grad()
 def fold_state(folds: Iterable[Fold], state: Mapping[str, Tensor]) -> None:
-    """Fold a state in place: canonical name -> tensor, of any model with the graph that the folds were found in."""
-    folds = tuple(folds)
+    """Fold a state in place: canonical name -> tensor, of any model with the graph that the folds were found in.
+
+    Gains that the state lacks (those of absent layers) are passed over.
+    """
+    folds = tuple(fold for fold in folds if fold.gain in state)
     for fold in folds:
         offset = sum((state[name] for name in fold.offsets), torch.zeros(()))
         for (name, dim), bias in zip(fold.into, fold.biases, strict=False):
@@ -143,7 +160,7 @@ def _fold(
     found = [_argument(product, name) for product in products for name in book.offsets(product.target)]
     offsets = [node for node in found if isinstance(node, fx.Node)]
     into: dict[tuple[str, int], str | None] = {}
-    for operand, user in (pair for product in products for pair in _uses(product, book)):
+    for operand, user in (pair for product in products for pair in _uses(product, graph, dims[0], book)):
         reader = readers.get(user.name)
         if reader is None or reader.operand != operand.name:
             return f"its product is read by {user.name}, which has no weight of its own to take it"
@@ -162,15 +179,25 @@ def _fold(
     return Fold(gain.name, tuple(into), tuple(dict.fromkeys(names[node.name] for node in offsets)), biases)
 
 
-def _uses(node: fx.Node, book: RuleBook) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """What reads a value, seen through ops that are linear in each element by itself (copies, dropout, a sign)."""
+def _uses(node: fx.Node, graph: SymmetryGraph, dim: Dim, book: RuleBook) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """What reads a value, seen through ops that treat each unit along a dim alike: copies, signs, views, means."""
     for user in node.users:
-        located = book.entry(user.target)
-        spec = located.entry.pointwise if located is not None else None
-        if spec is not None and spec.shared is SymmetryClass.LINEAR and len(user.all_input_nodes) == 1:
-            yield from _uses(user, book)
+        if len(user.all_input_nodes) == 1 and _keeps_units(user, graph, dim, book):
+            yield from _uses(user, graph, dim, book)
         else:
             yield node, user
+
+
+def _keeps_units(node: fx.Node, graph: SymmetryGraph, dim: Dim, book: RuleBook) -> bool:
+    """Whether an op is linear, maps a constant onto itself, and leaves a dim as it is."""
+    located = book.entry(node.target)
+    if located is not None and located.entry.pointwise is not None:
+        return located.entry.pointwise.shared is SymmetryClass.LINEAR
+    target, layout = node.target, graph.nodes.get(node.name)
+    if not isinstance(target, OpOverload) or not isinstance(layout, tuple) or dim not in layout:
+        return False
+    views = any(result.alias_info is not None for result in target._schema.returns) and not target._schema.is_mutable
+    return views or target is torch.ops.aten.mean.dim
 
 
 def _along(gain: Tensor, rank: int, dim: int) -> Tensor:

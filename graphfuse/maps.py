@@ -25,14 +25,15 @@ from torch import Tensor
 class AxisMap:
     """How the units of B along one axis correspond to those of A.
 
-    Either ``index`` (a permutation: the B-unit of each A-unit) or ``plan`` (a coupling of mass 1) is given. Both start
-    with the same leading dims, one member of the family for each entry:
+    One of ``index`` (a permutation: the B-unit of each A-unit), ``plan`` (a coupling of mass 1) and ``matrix`` (an
+    invertible map and its inverse transpose, for the other side of a contraction) is given. All start with the same
+    leading dims, one member of the family for each entry:
 
     - one for each axis of ``along``: fixed axes along which the map may differ, the same index in A and B;
     - one for each axis of ``context``, indexed in A, then one for each, indexed in B: free axes along which it may
       differ, so that there is a member for each pair, say (head of A, head of B).
 
-    ``index`` goes on with (n_A,), ``plan`` with (n_A, n_B).
+    ``index`` goes on with (n_A,), ``plan`` with (n_A, n_B), ``matrix`` with (2, n_A, n_B).
     """
 
     axis: int
@@ -40,17 +41,23 @@ class AxisMap:
     along: tuple[int, ...] = ()
     plan: Tensor | None = None
     index: Tensor | None = None
+    matrix: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if (self.plan is None) == (self.index is None):
-            raise ValueError("an axis map has either a plan or an index")
+        if sum(values is not None for values in (self.plan, self.index, self.matrix)) != 1:
+            raise ValueError("an axis map has one of a plan, an index and a matrix")
         lead = len(self.along) + 2 * len(self.context)
-        values, units = (self.index, 1) if self.index is not None else (self.plan, 2)
-        if values is not None and values.dim() != lead + units:
+        units = self.values.dim() - lead
+        if units != self._units:
             raise ValueError(
-                f"axis {self.axis}: a map of {values.dim()} dims, expected {lead + units}: one for each of along "
-                f"{self.along}, two for each of context {self.context}, {units} for the units"
+                f"axis {self.axis}: a map of {self.values.dim()} dims, expected {lead + self._units}: one for each of "
+                f"along {self.along}, two for each of context {self.context}, {self._units} for the units"
             )
+
+    @property
+    def _units(self) -> int:
+        """How many dims follow those of the family."""
+        return 1 if self.index is not None else 2 if self.plan is not None else 3
 
     @property
     def hard(self) -> bool:
@@ -59,10 +66,14 @@ class AxisMap:
 
     @property
     def values(self) -> Tensor:
-        """The index or the plan, whichever is there."""
-        found = self.index if self.index is not None else self.plan
-        assert found is not None
+        """The index, the plan or the matrix, whichever is there."""
+        found = next(values for values in (self.index, self.plan, self.matrix) if values is not None)
         return found
+
+    @property
+    def kind(self) -> str:
+        """The name of the field that is given."""
+        return "index" if self.index is not None else "plan" if self.plan is not None else "matrix"
 
     @property
     def lead(self) -> tuple[int, ...]:
@@ -70,11 +81,20 @@ class AxisMap:
         return tuple(self.values.shape[: len(self.along) + 2 * len(self.context)])
 
     def coupling(self) -> Tensor:
-        """The plan, shape (\\*lead, n_A, n_B): non-negative, of total mass 1."""
+        """The plan, shape (\\*lead, n_A, n_B): non-negative, of total mass 1. Of a rotation, its squares."""
         if self.index is not None:
             return _one_hot(self.index, torch.float32) / self.index.shape[-1]
+        if self.matrix is not None:
+            squares = self.matrix.prod(-3)
+            return squares / squares.sum((-2, -1), keepdim=True)
         assert self.plan is not None
         return self.plan
+
+    def acting(self, consumed: bool, dual: bool, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The matrix for a dim that is contracted away or not, of dual variance or not; (\\*lead, n_A, n_B)."""
+        if self.matrix is not None:
+            return self.matrix[..., int(dual), :, :].to(dtype)
+        return self.columns(dtype) if consumed else self.rows(dtype)
 
     def rows(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """R = diag(1/mu) T, shape (\\*lead, n_A, n_B): for dims that are written."""
@@ -92,8 +112,7 @@ class AxisMap:
 
     def to(self, device: torch.device | str) -> AxisMap:
         """The same map on another device."""
-        values = self.values.to(device)
-        return replace(self, index=values) if self.hard else replace(self, plan=values)
+        return replace(self, **{self.kind: self.values.to(device)})
 
 
 Maps = Mapping[int, AxisMap]

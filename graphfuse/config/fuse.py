@@ -29,6 +29,11 @@ class FuseConfig(Settings):
         description="What units are compared by: their weights, their activations on data, or both (blend). "
         "auto: activations when data is given, else weights.",
     )
+    symmetry: Literal["permutation", "full"] = Field(
+        "full",
+        description="Which maps are considered. permutation: units are matched with units; full: axes between norms "
+        "and inside attention heads are rotated where their class allows it (gains of norms are folded first).",
+    )
     solver: Solver = Field(
         "assignment",
         description="assignment: one to one (exact optimal transport where the widths differ); emd: exact optimal "

@@ -87,6 +87,22 @@ def likeness(moments: Moments, measure: Measure) -> Tensor:
     return -distance if measure == "squared" else -distance.sqrt()
 
 
+def linear_likeness(moments: Moments, measure: Measure) -> Tensor:
+    """Inner products of A's and B's units, of which a rotation can take the best sum (Procrustes).
+
+    For ``correlation`` and ``cosine``, as shares of the units' mean squares; else twice the inner products, as
+    distances have them. Shape as of :func:`likeness`.
+    """
+    n = moments.count
+    cross = moments.cross + n * moments.mean_a * moments.mean_b
+    if measure in ("squared", "euclidean"):
+        return 2 * cross
+    square_a = (moments.square_a + n * moments.mean_a.square()).mean()
+    square_b = (moments.square_b + n * moments.mean_b.square()).mean()
+    scale = (square_a * square_b).sqrt()
+    return cross / scale if scale > 0 else torch.zeros_like(cross)
+
+
 def gram(a: Tensor, b: Labelled, position: int, along: Sequence[int], context: Sequence[int]) -> Moments:
     """Moments along one position of a cell, over all that the cell's other positions run through.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,9 +12,10 @@ from graphfuse.capture import signature_of, state_of
 from graphfuse.config import FuseConfig
 from graphfuse.correspond import expect_same_names
 from graphfuse.errors import CorrespondenceError
+from graphfuse.folding import Fold, Folded, fold_gains, foldable
 from graphfuse.lockstep import Batch
 from graphfuse.matching.depth import DepthMatch, match_depth
-from graphfuse.matching.stacks import of_depth, unequal
+from graphfuse.matching.stacks import of_depth, renamed, unequal
 from graphfuse.matching.translate import call_of, same_program, translate
 from graphfuse.rulebook import RuleBook
 from graphfuse.symmetry import SymmetryGraph, trace
@@ -47,18 +48,35 @@ class Form:
 
 @dataclass(eq=False)
 class Tracer:
-    """Traces each model once for each shape of its inputs, under the target's names once its form is known."""
+    """Traces each model once for each shape of its inputs, under the target's names once its form is known.
+
+    With ``folds``, graphs are without the gains of norms.
+    """
 
     book: RuleBook
     depths: dict[int, DepthMatch] = field(default_factory=dict)
+    folds: bool = False
     _known: dict[Any, SymmetryGraph] = field(default_factory=dict)
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> SymmetryGraph:
         key = (id(model), signature_of(args, kwargs))
         if key not in self._known:
-            self._known[key] = trace(model, args, kwargs, rules=self.book)
+            graph = trace(model, args, kwargs, rules=self.book)
+            self._known[key] = fold_gains(graph, rules=self.book).graph if self.folds else graph
         found = self.depths.get(id(model))
         return found.graph(self._known[key]) if found else self._known[key]
+
+    def fold(self, models: Sequence[nn.Module], calls: Sequence[tuple[Any, Any]]) -> list[Folded]:
+        """Fold the gains of models that were traced on these inputs; from now on, graphs are without them."""
+        found = []
+        for model, (args, kwargs) in zip(models, calls, strict=True):
+            folded = fold_gains(self._known[id(model), signature_of(args, kwargs)], rules=self.book)
+            self._known[id(folded.graph.model), signature_of(args, kwargs)] = folded.graph
+            if id(model) in self.depths:
+                self.depths[id(folded.graph.model)] = self.depths[id(model)]
+            found.append(folded)
+        self.folds = True
+        return found
 
 
 def forms_of(
@@ -131,3 +149,20 @@ def _of_other_depth(target: nn.Module, model: nn.Module, data: Sequence[Batch], 
 
 def _of(k: int, notes: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"model {k}: {note}" for note in notes)
+
+
+def without_gains(
+    forms: Sequence[Form], calls: Sequence[tuple[Any, Any]], tracer: Tracer, target: int
+) -> tuple[tuple[Form, ...], tuple[Fold, ...]]:
+    """The forms with the gains of their norms folded into what reads them, and the target's folds.
+
+    ``calls`` are the example inputs of each model. Where models differ in what can be folded, nothing is.
+    """
+    graphs = [tracer(form.model, *call) for form, call in zip(forms, calls, strict=True)]
+    wanted = {fold.gain for fold in foldable(graphs[target], rules=tracer.book)}
+    for form, graph in zip(forms, graphs, strict=True):
+        own = {renamed(fold.gain, form.layers) for fold in foldable(graph, rules=tracer.book)} - {None}
+        if own != wanted - form.absent(graphs[target]):
+            return tuple(forms), ()
+    found = tracer.fold([form.model for form in forms], calls)
+    return tuple(replace(f, model=x.graph.model) for f, x in zip(forms, found, strict=True)), found[target].folds

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from graphfuse.config import FuseConfig
 from graphfuse.costs.evidence import Evidence, Problem
-from graphfuse.costs.moments import Measure, likeness
+from graphfuse.costs.moments import Measure, likeness, linear_likeness
 from graphfuse.maps import AxisMap
 from graphfuse.symmetry import Axis
 from graphfuse.transport.family import Agreement, agreement, optimum, seen_from
+from graphfuse.transport.procrustes import rotates, rotation
 from graphfuse.transport.solvers import assign, soften, solve
 
 
@@ -109,9 +110,15 @@ class _Solver:
     def at(self, soft: float | None) -> _Solver:
         return replace(self, soft=soft)
 
+    def rotates(self, axis: Axis) -> bool:
+        """Whether the axis is aligned by a rotation."""
+        return self.config.symmetry == "full" and rotates(axis)
+
     def __call__(self, problem: Problem, axis: Axis, gain: Tensor) -> AxisMap:
         """The map of largest likeness."""
         context, along = problem.context(axis), problem.along(axis)
+        if self.rotates(axis):
+            return rotation(axis, gain, context, along)
         if self.soft is not None:
             return AxisMap(axis.id, context, along, plan=soften(-gain, self.soft))
         settings = self.config.for_axis(axis.name, axis.role)
@@ -130,7 +137,8 @@ def _visit(problem: Problem, evidence: Evidence, measure: Measure, axis: Axis, s
         return
     tables: dict[Measure, Tensor] = {}
     for name in dict.fromkeys((measure, "correlation")):
-        parts = [entry.weight * likeness(entry, name) for entry in entries]
+        compared = linear_likeness if solver.rotates(axis) else likeness
+        parts = [entry.weight * compared(entry, name) for entry in entries]
         parts += [seen_from(problem, state.maps, axis, problem.moving[id], state.values[id][name]) for id in inner]
         shape = (*problem.lead(axis), problem.sizes_a[axis.id], problem.sizes_b[axis.id])
         tables[name] = sum(parts, torch.zeros(())).expand(shape)

@@ -42,6 +42,8 @@ def optimum(solved: AxisMap, table: Tensor) -> Tensor:
     """Summed likeness of matched units, for each member of a family: shape of the family."""
     if solved.index is not None:
         return table.gather(-1, solved.index.unsqueeze(-1)).squeeze(-1).sum(-1)
+    if solved.matrix is not None:
+        return (solved.matrix[..., 0, :, :].to(table) * table).sum((-2, -1))
     return (solved.coupling().to(table) * table).sum((-2, -1)) * table.shape[-2]
 
 
