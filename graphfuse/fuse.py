@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -13,12 +13,15 @@ from torch import Tensor, nn
 
 from graphfuse.aligned import Alignment
 from graphfuse.alignment import Config, Prepared, Progress, match, prepare
+from graphfuse.average import average, shares_of
 from graphfuse.calibrate import Calibration, calibrate
 from graphfuse.capture import state_of
 from graphfuse.errors import CheckpointError, DataError
+from graphfuse.lockstep import parted
+from graphfuse.refine import Descent, refine_maps, refine_weights
 from graphfuse.symmetry import Axis, SymmetryGraph
 
-__all__ = ["FuseResult", "average", "fuse"]
+__all__ = ["FuseResult", "fuse"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,57 +91,29 @@ def fuse(
     clock.lap("trace")
     alignment = match(prepared, progress)
     clock.lap("match")
-    shares = shares_of(prepared)
-    state = average(prepared, alignment, shares)
+    shares, refine, descents = shares_of(prepared), prepared.config.refine, {}
+    if refine.what in ("maps", "both"):
+        alignment, descents["maps"] = refine_maps(prepared, alignment, shares, refine, progress)
+        clock.lap("refine maps")
+    with torch.no_grad():
+        state = average(prepared, alignment, shares)
     clock.lap("average")
     calibration = None
+    seen, held = prepared.data, prepared.data
+    if refine.what in ("weights", "both"):  # calibration must not see what judges the refinement
+        seen, held = (tuple(part) for part in parted(prepared.data, refine.holdout))
     if prepared.data and (prepared.config.calibrate.least_squares or prepared.config.calibrate.batch_norm):
-        calibration = calibrate(prepared, alignment, state, shares, progress)
+        calibration = calibrate(replace(prepared, data=seen), alignment, state, shares, progress)
         state = calibration.state
         clock.lap("calibrate")
     with torch.no_grad():
         for name, tensor in state_of(model).items():
             tensor.copy_(state[name])
-    return FuseResult(model, alignment, _report(prepared, alignment, shares, calibration, clock))
-
-
-def shares_of(prepared: Prepared) -> tuple[float, ...]:
-    """Each model's weight in the average; they sum to one."""
-    given = prepared.config.weights or (1.0,) * len(prepared.models)
-    return tuple(weight / sum(given) for weight in given)
-
-
-@torch.no_grad()
-def average(prepared: Prepared, alignment: Alignment, shares: Sequence[float]) -> dict[str, Tensor]:
-    """The weighted mean of the aligned models' parameters and moved buffers; everything else is the target's.
-
-    Of a tensor that some models lack (they are less deep) it is the mean over the others, in their relative shares.
-
-    Parameters
-    ----------
-    prepared, alignment :
-        The models, and their maps into the target's coordinates.
-    shares : sequence of float
-        One for each model, summing to one.
-
-    Returns
-    -------
-    dict
-        Canonical name -> new tensor, in the target's shapes and dtypes.
-    """
-    own = prepared.states[alignment.target]
-    moved = [alignment.apply(state_of(model), k) for k, model in enumerate(prepared.models)]
-    result = {}
-    for name, tensor in own.items():
-        if name not in alignment.labels or not (tensor.is_floating_point() or tensor.is_complex()):
-            result[name] = tensor.clone()
-            continue
-        kind = torch.promote_types(tensor.dtype, torch.float32)
-        having = [k for k, share in enumerate(shares) if share and name not in alignment.models[k].absent]
-        total = sum(shares[k] for k in having)
-        terms = [shares[k] / total * moved[k][name].to(kind) for k in having]
-        result[name] = torch.stack(terms).sum(0).to(tensor.dtype) if terms else tensor.clone()
-    return result
+    if refine.what in ("weights", "both"):
+        seed = prepared.config.seed
+        descents["weights"] = refine_weights(model, prepared.models, shares, seen, held, refine, seed, progress)
+        clock.lap("refine weights")
+    return FuseResult(model, alignment, _report(prepared, alignment, shares, calibration, descents, clock))
 
 
 # --------------------------------------------------------------------- checks
@@ -194,6 +169,7 @@ def _report(
     alignment: Alignment,
     shares: Sequence[float],
     calibration: Calibration | None,
+    descents: Mapping[str, Descent],
     clock: _Clock,
 ) -> dict[str, Any]:
     graph = prepared.correspondence.graph
@@ -215,6 +191,7 @@ def _report(
         "fixed": [_axis(graph, axis) for axis in graph.fixed],
         "alignment": alignment.to_json(),
         "calibration": calibration.to_json() if calibration else None,
+        "refinement": {name: asdict(descent) for name, descent in descents.items()},
         "seconds": {**clock.laps, "total": round(sum(clock.laps.values()), 3)},
         "notes": list(dict.fromkeys(notes)),
     }

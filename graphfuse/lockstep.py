@@ -39,6 +39,34 @@ class Batch:
         return 1
 
 
+def rows_of(batch: Batch, rows: Tensor) -> Batch:
+    """Some inputs of a batch: every tensor as long as the batch is indexed along its first dim."""
+    count = batch.count
+
+    def take(value: Any) -> Any:
+        fits = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == count
+        return value[rows.to(value.device)] if fits else value
+
+    return Batch(*pytree.tree_map(take, (batch.args, dict(batch.kwargs))))
+
+
+def parted(found: Sequence[Batch], share: float) -> tuple[list[Batch], list[Batch]]:
+    """Batches in two parts, the second with this share of the inputs: whole batches when there are enough, else rows.
+
+    Either part is the whole when there is too little to part.
+    """
+    if len(found) * share >= 1:
+        held = [i for i in range(len(found)) if int((i + 1) * share) > int(i * share)]
+        return [b for i, b in enumerate(found) if i not in held], [found[i] for i in held]
+    first, second = [], []
+    for batch in found:
+        cut = batch.count - round(batch.count * share)
+        if 0 < cut < batch.count:
+            first.append(rows_of(batch, torch.arange(cut)))
+            second.append(rows_of(batch, torch.arange(cut, batch.count)))
+    return (first, second) if first else (list(found), list(found))
+
+
 def batches(data: Iterable[Any], samples: int) -> list[Batch]:
     """Whole batches of the data, until at least this many inputs are seen.
 

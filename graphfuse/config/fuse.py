@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 
 from graphfuse.config.base import Settings, nearest
 from graphfuse.config.calibrate import CalibrateConfig
+from graphfuse.config.refine import RefineConfig
 from graphfuse.config.transport import Metric, RoleConfig, Solver
 from graphfuse.errors import ConfigError
 
@@ -81,6 +82,10 @@ class FuseConfig(Settings):
     )
     calibrate: CalibrateConfig = Field(
         default_factory=lambda: CalibrateConfig.model_validate({}), description="What is done after averaging."
+    )
+
+    refine: RefineConfig = Field(
+        default_factory=lambda: RefineConfig.model_validate({}), description="What is optimised by gradient."
     )
 
     @model_validator(mode="after")

@@ -1,0 +1,89 @@
+"""What a refinement aims at: the parents' mean outputs on unlabelled inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from graphfuse.lockstep import Batch, rows_of
+
+
+def outputs_of(value: Any) -> list[Tensor]:
+    """The floating tensors that a model returns, in flat order."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def run(model: nn.Module, state: Mapping[str, Tensor] | None, batch: Batch) -> Any:
+    """What a model returns on a batch, with another state if one is given (tied names share one tensor)."""
+    if state is None:
+        return model(*batch.args, **batch.kwargs)
+    return torch.func.functional_call(model, dict(state), batch.args, dict(batch.kwargs), tie_weights=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """Inputs with the parents' mean outputs.
+
+    ``targets`` has, for each batch, one tensor for each floating output; ``scales`` the variance of each output.
+    """
+
+    batches: Sequence[Batch]
+    targets: Sequence[Sequence[Tensor]]
+    scales: Sequence[float]
+    loss: Literal["squared", "divergence"]
+
+    @classmethod
+    @torch.no_grad()
+    def of(
+        cls,
+        models: Sequence[nn.Module],
+        shares: Sequence[float],
+        batches: Sequence[Batch],
+        loss: Literal["squared", "divergence"],
+    ) -> Teacher:
+        """Run all parents that have a share."""
+        found: list[list[Tensor]] = []
+        for batch in batches:
+            runs = [(s, outputs_of(run(model, None, batch))) for s, model in zip(shares, models, strict=True) if s]
+            found.append([sum(s * own[i] for s, own in runs) for i in range(len(runs[0][1]))])  # pyright: ignore
+        scales = []
+        for i in range(len(found[0])):
+            values = [target[i].double() for target in found]
+            count = sum(value.numel() for value in values) or 1
+            mean = sum(float(value.sum()) for value in values) / count
+            spread = sum(float((value - mean).square().sum()) for value in values) / count
+            scales.append(spread or 1.0)
+        return cls(tuple(batches), tuple(found), tuple(scales), loss)
+
+    def measure(self, value: Any, i: int, rows: Tensor | None = None) -> Tensor:
+        """The loss of what the model returned on batch ``i``, or on some of its rows."""
+        got, wanted = outputs_of(value), self.targets[i]
+        if rows is not None:
+            count = self.batches[i].count
+            wanted = [t[rows] if t.dim() and t.shape[0] == count else t for t in wanted]
+        terms = [self._term(x, y, s) for x, y, s in zip(got, wanted, self.scales, strict=True) if x.shape == y.shape]
+        return torch.stack(terms).mean()
+
+    def _term(self, got: Tensor, wanted: Tensor, scale: float) -> Tensor:
+        if self.loss == "divergence" and got.dim() and got.shape[-1] > 1:
+            share = F.kl_div(
+                got.float().log_softmax(-1), wanted.float().log_softmax(-1), log_target=True, reduction="sum"
+            )
+            return share / (got.numel() // got.shape[-1])
+        return (got.float() - wanted.float()).square().mean() / scale
+
+    def draw(self, size: int, generator: torch.Generator) -> tuple[int, Tensor | None, Batch]:
+        """A random batch, or random rows of one where it is larger than ``size``."""
+        counts = torch.tensor([float(batch.count) for batch in self.batches])
+        i = int(torch.multinomial(counts, 1, generator=generator))
+        batch = self.batches[i]
+        if batch.count <= size:
+            return i, None, batch
+        rows = torch.randperm(batch.count, generator=generator)[:size]
+        return i, rows, rows_of(batch, rows)
