@@ -88,7 +88,7 @@ def test_a_planted_permutation_is_recovered(name: str) -> None:
     other = planted(model, x)
     expected = state_of(model)
     assert any(not torch.equal(value, expected[key]) for key, value in state_of(other).items())
-    prepared = prepare([model, other], data=[x])
+    prepared = prepare([model, other], data=[x], config={"symmetry": "permutation"})
     for method in ("weights", "activations"):
         found = match(replace(prepared, method=method))
         assert_same(found.apply(state_of(other), 1), dict(expected), 0)
@@ -113,7 +113,7 @@ def test_planted_permutations_of_deep_residual_networks_come_back(
     assert all(
         not torch.equal(value, state_of(model)[key]) for key, value in state_of(other).items() if value.dim() > 1
     )
-    prepared = prepare([model, other], data=[x])
+    prepared = prepare([model, other], data=[x], config={"symmetry": "permutation"})
     for method in ("weights", "activations"):
         found = match(replace(prepared, method=method))
         assert_same(found.apply(state_of(other), 1), dict(state_of(model)), 0)
@@ -126,7 +126,7 @@ def test_blending_and_other_solvers_recover_it_too() -> None:
     other = planted(model, x)
     prepared = prepare([model, other], data=[x])
     for config in ({"method": "blend"}, {"solver": "emd"}, {"solver": "sinkhorn", "regularization": 0.002}):
-        settings = FuseConfig.parse(config)
+        settings = FuseConfig.parse({**config, "symmetry": "permutation"})
         method = "blend" if settings.method == "blend" else "activations"
         state = match(replace(prepared, config=settings, method=method)).apply(state_of(other), 1)
         for name, value in state_of(model).items():
@@ -308,7 +308,7 @@ class Tied(nn.Module):
 def test_tied_names_may_be_in_the_checkpoint_or_not() -> None:
     model, x = scaled(Tied()), ids(vocabulary=7)
     other = planted(model, x)
-    found = align([model, other], (x,), config={"metric": "correlation"})
+    found = align([model, other], (x,), config={"metric": "correlation", "symmetry": "permutation"})
     assert_same(found.apply(other.state_dict(), 1), dict(model.state_dict()), 0)
     assert list(found.apply(state_of(other), 1)) == ["tokens.weight"]
 
@@ -347,7 +347,7 @@ X = torch.zeros(2, 5)
         ([MLP(), MLP()], {"data": []}, DataError, "yields no batch"),
         ([MLP(), MLP()], {"args": X, "config": {"method": "blend"}}, DataError, "there is no data"),
         ([MLP(), poisoned()], {"args": X}, CheckpointError, "model 1 has values that are not finite.*2.weight"),
-        ([MLP(), MLP((5, 11, 3))], {"args": X}, CorrespondenceError, "other parameters"),
+        ([MLP(), MLP((5, 11, 3))], {"args": X}, CorrespondenceError, "different depth"),
         ([MLP(), MLP()], {"args": X, "config": {"target": 2}}, ConfigError, "there is no model 2"),
         ([MLP(), MLP()], {"args": X, "config": {"weights": [1]}}, ConfigError, "one for each of 2 models, got 1"),
         ([MLP(), MLP()], {"args": X, "config": {"roles": {"hiden": {}}}}, ConfigError, "did you mean 'hidden'?"),

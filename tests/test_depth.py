@@ -23,7 +23,7 @@ from graphfuse.capture import state_of
 from graphfuse.errors import CorrespondenceError
 from graphfuse.matching.similarity import monotone
 
-AVERAGE = {"calibrate": {"least_squares": False, "batch_norm": False}}
+AVERAGE = {"symmetry": "permutation", "calibrate": {"least_squares": False, "batch_norm": False}}
 
 
 def without(model: nn.Module, *gone: int) -> nn.Module:
@@ -71,7 +71,7 @@ def test_a_model_and_itself_less_a_layer_that_does_nothing_are_one_function(kind
         assert_close(run(result.model, x), wanted, rtol=1e-3, atol=1e-3)
         assert result.report["calibration"]["inputs"] == 32
         assert state_of(result.model).keys() == state_of(models[0]).keys()
-    found = align([deep, shallow], data=data)
+    found = align([deep, shallow], data=data, config={"symmetry": "permutation"})
     rest = {name: value for name, value in state_of(deep).items() if not name.startswith(f"blocks.{gone}.")}
     assert_same(found.apply(state_of(shallow), 1), rest, 0)  # the planted permutations come back, under other numbers
 
@@ -110,7 +110,7 @@ def test_independent_models_of_six_and_four_layers(order: tuple[int, int]) -> No
             assert torch.equal(fused[name], own)
         else:
             assert_close(fused[name], (own + moved[name]) / 2)
-    result = fuse(models, data=data)
+    result = fuse(models, data=data, config={"symmetry": "permutation"})
     for name, own in state_of(models[0]).items():  # calibration does not pull them either
         if name not in moved:
             assert torch.equal(state_of(result.model)[name], own)

@@ -43,7 +43,8 @@ class Form:
     def absent(self, target: SymmetryGraph) -> frozenset[str]:
         """Tensors of the target that the model has no counterpart of."""
         layers = self.depth.alone if self.depth else ()
-        return frozenset(name for name in target.tensors for layer in layers if name.startswith(f"{layer}."))
+        names = state_of(target.model)
+        return frozenset(name for name in names for layer in layers if name.startswith(f"{layer}."))
 
 
 @dataclass(eq=False)
@@ -59,12 +60,16 @@ class Tracer:
     _known: dict[Any, SymmetryGraph] = field(default_factory=dict)
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> SymmetryGraph:
+        graph, found = self.own(model, args, kwargs), self.depths.get(id(model))
+        return found.graph(graph) if found else graph
+
+    def own(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> SymmetryGraph:
+        """The graph under the model's own names."""
         key = (id(model), signature_of(args, kwargs))
         if key not in self._known:
             graph = trace(model, args, kwargs, rules=self.book)
             self._known[key] = fold_gains(graph, rules=self.book).graph if self.folds else graph
-        found = self.depths.get(id(model))
-        return found.graph(self._known[key]) if found else self._known[key]
+        return self._known[key]
 
     def fold(self, models: Sequence[nn.Module], calls: Sequence[tuple[Any, Any]]) -> list[Folded]:
         """Fold the gains of models that were traced on these inputs; from now on, graphs are without them."""
@@ -158,11 +163,10 @@ def without_gains(
 
     ``calls`` are the example inputs of each model. Where models differ in what can be folded, nothing is.
     """
-    graphs = [tracer(form.model, *call) for form, call in zip(forms, calls, strict=True)]
-    wanted = {fold.gain for fold in foldable(graphs[target], rules=tracer.book)}
-    for form, graph in zip(forms, graphs, strict=True):
-        own = {renamed(fold.gain, form.layers) for fold in foldable(graph, rules=tracer.book)} - {None}
-        if own != wanted - form.absent(graphs[target]):
+    graphs = [tracer.own(form.model, *call) for form, call in zip(forms, calls, strict=True)]
+    gains = [{fold.gain for fold in foldable(graph, rules=tracer.book)} for graph in graphs]
+    for form, own in zip(forms, gains, strict=True):
+        if {renamed(gain, form.layers) for gain in own} - {None} != gains[target] - form.absent(graphs[target]):
             return tuple(forms), ()
     found = tracer.fold([form.model for form in forms], calls)
     return tuple(replace(f, model=x.graph.model) for f, x in zip(forms, found, strict=True)), found[target].folds
