@@ -205,7 +205,7 @@ def test_bad_input_is_one_panel_and_nothing_is_written(run: Run, tmp_path: Path)
     Path("full").mkdir()
     Path("full/theirs").write_text("")
     cases: list[tuple[str, str, tuple[str, ...]]] = [
-        ("CorrespondenceError", "model 1 (Sequential) has other parameters than model 0 (Net)", (a, other)),
+        ("CorrespondenceError", "Sequential does not do the same as Net with its parameters", (a, other)),
         ("CheckpointError", "missing from the file (1): up.bias (12,)", (a, "cli_nets:net@short.safetensors")),
         ("CheckpointError", "missing from the file", (a, "cli_nets:wide@2.safetensors")),
         ("CheckpointError", "up.bias (12,): 12 of 12 values", (a, "cli_nets:net@nan.safetensors")),
