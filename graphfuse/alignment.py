@@ -120,6 +120,8 @@ def prepare(
     args = (args,) if isinstance(args, Tensor) else tuple(args)
     if found:
         args, kwargs = found[0].args, found[0].kwargs
+    elif settings.refine.what != "none":
+        raise DataError("refine: there are no inputs to learn from.\n  what to do: pass data, or leave refine out")
     elif not args and not kwargs:
         raise DataError("no example inputs.\n  what to do: pass args or kwargs as the models take them, or data")
     for k, model in enumerate(models):
@@ -262,7 +264,7 @@ def _some(models: Sequence[nn.Module], config: FuseConfig) -> tuple[nn.Module, .
 
 
 def _method(config: FuseConfig, has_data: bool) -> Literal["weights", "activations", "blend"]:
-    if config.method == "auto":
+    if config.method in ("default", "auto"):
         return "activations" if has_data else "weights"
     if config.method != "weights" and not has_data:
         raise DataError(

@@ -101,6 +101,8 @@ def batches(data: Iterable[Any], samples: int) -> list[Batch]:
 def as_batch(item: Any) -> Batch:
     """One batch as positional and keyword arguments; DataError when it is no batch."""
     match item:
+        case Batch():
+            return item
         case Tensor():
             return Batch((item,), {})
         case Mapping() if all(isinstance(key, str) for key in item):

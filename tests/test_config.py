@@ -13,7 +13,7 @@ from graphfuse.errors import ConfigError
 
 def test_none_means_the_defaults() -> None:
     config = FuseConfig.parse(None)
-    assert (config.method, config.solver, config.target, config.weights) == ("auto", "assignment", 0, None)
+    assert (config.method, config.solver, config.target, config.weights) == ("default", "assignment", 0, None)
     assert config.calibrate.least_squares
 
 
@@ -37,7 +37,7 @@ def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
         ({"calibrate": {"ridg": 1}}, ["unknown key 'calibrate.ridg'", "did you mean 'ridge'?"]),
         ({"roles": {"heads": {"algn": True}}}, ["unknown key 'roles.heads.algn'", "did you mean 'align'?"]),
         ({"ridge": 1}, ["unknown key 'ridge'", "did you mean 'calibrate.ridge'?"]),
-        ({"xyzzy": 1}, ["unknown key 'xyzzy'", "valid: anneal, blend, calibrate"]),
+        ({"xyzzy": 1}, ["unknown key 'xyzzy'", "valid: anneal, blend, budget"]),
         ({"solver": "em"}, ["solver", "'assignment', 'emd' or 'sinkhorn'", "got 'em'"]),
         ({"weights": [0, 0]}, ["weights must not all be zero"]),
         ({"weights": [-1, 2]}, ["weights.0", "greater than or equal to 0", "got -1"]),

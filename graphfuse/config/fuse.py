@@ -19,17 +19,19 @@ from graphfuse.config.refine import RefineConfig
 from graphfuse.config.transport import Metric, RoleConfig, Solver
 from graphfuse.errors import ConfigError
 
-Method = Literal["auto", "weights", "activations", "blend"]
+Method = Literal["default", "weights", "activations", "blend", "auto"]
 
 
 class FuseConfig(Settings):
     """All settings of an alignment and a fusion."""
 
     method: Method = Field(
-        "auto",
+        "default",
         description="What units are compared by: their weights, their activations on data, or both (blend). "
-        "auto: activations when data is given, else weights.",
+        "default: activations when data is given, else weights. auto: all of these and more are tried within the time "
+        "budget, scored on held-out inputs, and the best is refined.",
     )
+    budget: float = Field(120, gt=0, description="Seconds that method auto may take, roughly.")
     symmetry: Literal["permutation", "full"] = Field(
         "full",
         description="Which maps are considered. permutation: units are matched with units; full: axes between norms "
