@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import align
 import coverage
 import label
 from records import table
@@ -45,6 +46,7 @@ def main() -> None:
         raise SystemExit(__doc__)
     text = filled(README.read_text(), "demo", demo_table(json.loads(Path(sys.argv[1]).read_text())))
     text = filled(text, "label", label.show())
+    text = filled(text, "align", align.show())
     README.write_text(filled(text, "coverage", coverage.show("field")))
 
 

@@ -17,6 +17,7 @@ from graphfuse.errors import CheckpointError, DataError
 from graphfuse.folding import Fold, fold_state
 from graphfuse.maps import AxisMap
 from graphfuse.matching import renamed
+from graphfuse.relative import relative
 from graphfuse.symmetry import Axis, TensorLabel, Touch
 from graphfuse.transport.family import Agreement
 
@@ -25,7 +26,7 @@ KIND = "alignment"
 
 @dataclass(frozen=True, eq=False)
 class Aligned:
-    """One model's share of an alignment; the target's own has no maps.
+    """One model's share of an alignment; the target's own has no maps, unless it was matched with a mean by couplings.
 
     ``sizes`` has the size of every axis in this model, by the target's axis numbers; ``agreement`` how well each axis
     is matched (left out where nothing was known about it). For a model of another depth, ``absent`` are the target's
@@ -109,6 +110,26 @@ class Alignment:
                 state[fold.gain] = gain.new_ones([size if n > 1 else n for n in gain.shape])
         return state
 
+    def between(self, a: int, b: int) -> dict[int, AxisMap]:
+        """Axis number -> map that brings model ``b`` into the order of model ``a``: through the target's, so that
+        going by way of a third model comes to the same.
+
+        Raises
+        ------
+        DataError
+            There is no such model, or a map is a coupling and has no inverse.
+        """
+        if not all(0 <= k < len(self.models) for k in (a, b)):
+            raise DataError(f"there are no models {a} and {b} in this alignment; it has {len(self.models)}, from 0")
+        first, second = self.models[a], self.models[b]
+        try:
+            return relative(first.maps, second.maps, [axis.id for axis in self.axes], self.models[self.target].sizes)
+        except ValueError as error:
+            raise DataError(
+                f"models {a} and {b} cannot be related to each other: {error}.\n"
+                "  what to do: align models of equal widths with solver assignment"
+            ) from error
+
     def _expect(self, state: Mapping[str, Tensor], part: Aligned, model: int) -> None:
         called = {own: renamed(own, part.layers) for own in state}
         names = {self.aliases.get(name, name) for name in called.values() if name is not None}
@@ -186,7 +207,7 @@ class Alignment:
     def __str__(self) -> str:
         lines = [f"alignment of {len(self.models)} models onto model {self.target}, by {self.method}"]
         for k, part in enumerate(self.models):
-            if k == self.target:
+            if k == self.target and not part.maps:
                 continue
             lines.append(f"model {k}:")
             rows = [("axis", "size", "from", "agreement", "before", "moved"), *(self._row(a, part) for a in self.axes)]

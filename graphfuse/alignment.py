@@ -26,7 +26,9 @@ from graphfuse.maps import identity
 from graphfuse.matching import Form, Tracer, call_of, forms_of, without_gains
 from graphfuse.roles import ROLES
 from graphfuse.rulebook import load_rules
-from graphfuse.transport.coordinate import coordinate
+from graphfuse.symmetry import SymmetryGraph, TensorLabel
+from graphfuse.together import Together
+from graphfuse.transport.coordinate import Solution, coordinate
 
 __all__ = ["Aligned", "Alignment", "Prepared", "Progress", "align", "match", "prepare"]
 
@@ -149,24 +151,24 @@ def _traced(progress: Progress | None, total: int) -> Callable[[int], None]:
 def match(prepared: Prepared, progress: Progress | None = None) -> Alignment:
     """Solve the maps of every model onto the target."""
     relation, config = prepared.correspondence, prepared.config
-    graph, target = relation.graph, relation.target
+    graph, target, count = relation.graph, relation.target, len(prepared.models)
     notes = [*prepared.notes, *relation.notes]
-    models: list[Aligned] = []
-    for k in range(len(prepared.models)):
-        if k == target:
-            models.append(Aligned(dict(relation.sizes[k])))
-            continue
-        problem = _problem(relation, config, k)
-        evidence = _evidence(prepared, problem, k, notes, progress)
-        found = coordinate(problem, evidence, config, _measure(config, prepared.method))
-        kept = {axis.id: identity(axis.id, axis.size) for axis in relation.free if axis.id not in problem.moving}
-        models.append(Aligned(
-            dict(relation.sizes[k]), {**found.maps, **kept}, found.agreement, found.sweeps, relation.absent[k],
-            prepared.forms[k].layers,
-        ))  # fmt: skip
-        notes += _remarks(models[-1], k, target)
+    problems = [_problem(relation, config, k) for k in range(count)]
+    solutions = [Solution({}, {}, 0, 0.0)] * count
+    for done, k in enumerate((k for k in range(count) if k != target), start=2):
+        evidence = _evidence(prepared, problems[k], k, notes, progress)
+        solutions[k] = coordinate(problems[k], evidence, config, _measure(config, prepared.method))
         if progress is not None:
-            progress("match", len(models), len(prepared.models))
+            progress("match", done, count)
+    if config.scheme != "anchor":
+        solutions = _together(prepared, problems, solutions)
+    models = []
+    for k, (problem, found) in enumerate(zip(problems, solutions, strict=True)):
+        kept = {axis.id: identity(axis.id, axis.size) for axis in relation.free if axis.id not in problem.moving}
+        maps = {**found.maps, **kept} if found.maps or k != target else {}
+        sizes, layers = dict(relation.sizes[k]), prepared.forms[k].layers
+        models.append(Aligned(sizes, maps, found.agreement, found.sweeps, relation.absent[k], layers))
+        notes += _remarks(models[-1], k, target) if k != target else []
     return Alignment(
         target=target,
         method=prepared.method,
@@ -177,6 +179,28 @@ def match(prepared: Prepared, progress: Progress | None = None) -> Alignment:
         folds=prepared.folds,
         notes=tuple(dict.fromkeys([*notes, *prepared.lockstep.notes])),
     )
+
+
+def _together(prepared: Prepared, problems: Sequence[Problem], anchored: Sequence[Solution]) -> list[Solution]:
+    """All models matched with each other, starting from their maps onto the target."""
+    relation, config = prepared.correspondence, prepared.config
+    if any(relation.absent):
+        raise ConfigError(
+            f"config: scheme: {config.scheme} needs models of one depth.\n  what to do: use scheme anchor"
+        )
+    joint = Together(
+        problems, relation, prepared.states, prepared.lockstep, prepared.data, _parameters(relation.graph), config,
+        prepared.method, _measure(config, prepared.method),
+    )  # fmt: skip
+    target = relation.target
+    own = {axis.id: problems[target].start(axis) for axis in problems[target].axes}
+    start = [own if k == target else found.maps for k, found in enumerate(anchored)]
+    return list(joint.solve(start).solutions)
+
+
+def _parameters(graph: SymmetryGraph, absent: frozenset[str] = frozenset()) -> list[TensorLabel]:
+    parameters = {slot.name for slot in graph.captured.inputs if slot.kind == "parameter"} - absent
+    return [label for name, label in graph.tensors.items() if name in parameters]
 
 
 # ---------------------------------------------------------------------- steps
@@ -200,8 +224,7 @@ def _problem(relation: Correspondence, config: FuseConfig, k: int) -> Problem:
 def _evidence(prepared: Prepared, problem: Problem, k: int, notes: list[str], progress: Progress | None) -> Evidence:
     relation, target = prepared.correspondence, prepared.correspondence.target
     graph = relation.graph
-    parameters = {slot.name for slot in graph.captured.inputs if slot.kind == "parameter"}
-    labels = [label for name, label in graph.tensors.items() if name in parameters - relation.absent[k]]
+    labels = _parameters(graph, relation.absent[k])
     weights = WeightEvidence(problem, labels, prepared.states[target], prepared.states[k])
     if prepared.method == "weights":
         return weights
@@ -211,9 +234,9 @@ def _evidence(prepared: Prepared, problem: Problem, k: int, notes: list[str], pr
             "compared.\n  what to do: use method weights"
         )
     pair = _pair(prepared.lockstep, target, k, notes)
-    activations = ActivationEvidence(problem, pair, prepared.data, weights, progress)
-    share = prepared.config.blend
-    return BlendEvidence(activations, weights, share) if prepared.method == "blend" else activations
+    blend = prepared.method == "blend"
+    activations = ActivationEvidence(problem, pair, prepared.data, weights, progress, keep=blend)
+    return BlendEvidence(activations, weights, prepared.config.blend) if blend else activations
 
 
 def _pair(lockstep: Lockstep, target: int, k: int, notes: list[str]) -> Lockstep:

@@ -14,8 +14,7 @@ from graphfuse.capture import state_of
 
 def shares_of(prepared: Prepared) -> tuple[float, ...]:
     """Each model's weight in the average; they sum to one."""
-    given = prepared.config.weights or (1.0,) * len(prepared.models)
-    return tuple(weight / sum(given) for weight in given)
+    return prepared.config.shares(len(prepared.models))
 
 
 def average(prepared: Prepared, alignment: Alignment, shares: Sequence[float]) -> dict[str, Tensor]:

@@ -156,10 +156,14 @@ def carry(source: Tensor, slots: Sequence[Slot], keep: Collection[int] = ()) -> 
             member = _members(slot, known, source)
             if slot.map.hard:
                 known[p] = member
-            now = _gather(now, member, p) if slot.map.hard else _contract(now, member, p)
+            now = _gather(now, member, p) if slot.map.hard else _contract(now, {p: member})
             todo.remove(p)
-    for p in reversed(todo):
-        now = _contract(now, _members(slots[p], known, source, dense=True), p)
+    while todo:
+        p = todo.pop()
+        # an outer map that only this one depends on goes along: nothing then has both its coordinates
+        alone = [q for q in slots[p].context if q in todo and not any(q in slots[other].context for other in todo)]
+        todo = [q for q in todo if q not in alone]
+        now = _contract(now, {q: _members(slots[q], known, source, dense=True) for q in (p, *alone)})
     return now
 
 
@@ -206,13 +210,17 @@ def _gather(now: Labelled, member: Labelled, p: int) -> Labelled:
     return Labelled(now.value.take_along_dim(_spread(member, labels), d), labels)
 
 
-def _contract(now: Labelled, member: Labelled, p: int) -> Labelled:
-    """Apply a matrix along position p; what it depends on and is still in B is there in both coordinates afterwards."""
-    extra = tuple(x for x in member.labels if x not in now.labels and x != in_target(p))
-    labels = tuple(in_target(p) if x == in_source(p) else x for x in now.labels if x != in_target(p))
-    labels = (*extra, *labels)
-    value = torch.einsum(member.value, list(member.labels), now.value, list(now.labels), list(labels))
-    return Labelled(value, labels)
+def _contract(now: Labelled, members: Mapping[int, Labelled]) -> Labelled:
+    """Apply a matrix along each of these positions; what they depend on and is still in B, is in both coordinates then.
+
+    The matrices are multiplied with each other first.
+    """
+    done = {in_source(p): in_target(p) for p in members}
+    held = dict.fromkeys(x for member in members.values() for x in member.labels)
+    extra = tuple(x for x in held if x not in now.labels and x not in done.values())
+    labels = (*extra, *(done.get(x, x) for x in now.labels if x not in done.values()))
+    flat = [part for member in members.values() for part in (member.value, list(member.labels))]
+    return Labelled(torch.einsum(*flat, now.value, list(now.labels), list(labels)), labels)
 
 
 def _spread(entry: Labelled, labels: Labels) -> Tensor:

@@ -20,6 +20,7 @@ from graphfuse.config import FuseConfig
 from graphfuse.errors import CheckpointError, DataError
 from graphfuse.lockstep import batches, parted
 from graphfuse.refine import Descent, refine_maps, refine_weights
+from graphfuse.resize import resize
 from graphfuse.search import Score, Tried, search
 from graphfuse.symmetry import Axis, SymmetryGraph
 
@@ -28,11 +29,16 @@ __all__ = ["FuseResult", "fuse"]
 
 @dataclass(frozen=True, eq=False)
 class FuseResult:
-    """A fused model, how its parents were aligned, and an account of what was done, as plain values."""
+    """A fused model, how its parents were aligned, and an account of what was done, as plain values.
+
+    ``resized`` relates the target's width to that of ``into``, where one was given: model 1 of it is the one that was
+    fused in the target's width.
+    """
 
     model: nn.Module
     alignment: Alignment
     report: dict[str, Any]
+    resized: Alignment | None = None
 
 
 def fuse(
@@ -41,12 +47,13 @@ def fuse(
     kwargs: Mapping[str, Any] | None = None,
     *,
     data: Iterable[Any] | None = None,
+    into: nn.Module | None = None,
     config: Config = None,
     rules: Iterable[Any] = (),
     score: Score | None = None,
     progress: Progress | None = None,
 ) -> FuseResult:
-    """Fuse two or more trained models of one architecture into one.
+    """Fuse two or more trained models of one architecture into one, or write one into another width.
 
     Parameters
     ----------
@@ -58,6 +65,10 @@ def fuse(
     data : iterable of batches, optional
         A few hundred unlabelled inputs, by which units are matched and the result is calibrated. A batch is a tensor, a
         tuple (positional arguments) or a dict (keyword arguments). No more than ``config.samples`` inputs are read.
+    into : nn.Module, optional
+        A model of the same architecture with the widths that the result shall have; its weights do not count, and it is
+        left as it is. The models are fused in the target's width, then units are merged or doubled and the result is
+        calibrated. With it, one model may be given alone, to be compressed or widened.
     config : FuseConfig, dict or path of a YAML file, optional
     rules :
         Further rule packs for tracing.
@@ -76,7 +87,8 @@ def fuse(
     CorrespondenceError
         The models are not of one architecture.
     DataError
-        There are fewer than two models, no inputs, or inputs that do not fit; models on several devices.
+        There are fewer than two models (or none, with ``into``), no inputs, or inputs that do not fit; models on
+        several devices.
     CheckpointError
         A model holds values that are not finite, or none (the meta device).
     ConfigError
@@ -89,21 +101,34 @@ def fuse(
     >>> result.report["calibration"]["inputs"]
     64
     """
+    _check_places(models if into is None else [*models, _module(into)])
     clock, settings = _Clock(), FuseConfig.parse(config)
-    _check_places(models)
     given = batches(data, settings.samples) if data is not None else None
 
     def prepare_for(settings: FuseConfig) -> Prepared:
         return prepare(models, args, kwargs, data=given, config=settings, rules=rules, progress=progress)
 
-    tried: tuple[Tried, ...] = ()
-    if settings.method == "auto":
-        settings, tried = search(settings, prepare_for, lambda prepared: _run(prepared, _Clock())[:2], score)
-        clock.lap("search")
-    prepared = prepare_for(settings)
-    clock.lap("trace")
-    model, alignment, calibration, descents = _run(prepared, clock, progress)
-    return FuseResult(model, alignment, _report(prepared, alignment, calibration, descents, tried, clock))
+    first: FuseResult | None = None
+    if into is None or len(models) != 1:
+        tried: tuple[Tried, ...] = ()
+        if settings.method == "auto":
+            settings, tried = search(settings, prepare_for, lambda prepared: _run(prepared, _Clock())[:2], score)
+            clock.lap("search")
+        prepared = prepare_for(settings)
+        clock.lap("trace")
+        model, alignment, calibration, descents = _run(prepared, clock, progress)
+        first = FuseResult(model, alignment, _report(prepared, alignment, calibration, descents, tried, clock))
+    if into is None:
+        assert first is not None
+        return first
+    clock, whole = _Clock(), models[0] if first is None else first.model
+    prepared, resized = resize(whole, into, args, kwargs, given, settings, rules)
+    clock.lap("match")
+    model, _, calibration, descents = _finished(prepared, resized, prepared.models[0], clock, progress)
+    report = _report(prepared, resized, calibration, descents, (), clock)
+    if first is None:
+        return FuseResult(model, resized, report, resized)
+    return FuseResult(model, first.alignment, {**first.report, "into": report}, resized)
 
 
 def _run(
@@ -113,28 +138,41 @@ def _run(
     model = _copied(prepared.models[prepared.config.target])
     alignment = match(prepared, progress)
     clock.lap("match")
+    return _finished(prepared, alignment, model, clock, progress)
+
+
+def _finished(
+    prepared: Prepared, alignment: Alignment, model: nn.Module, clock: _Clock, progress: Progress | None
+) -> tuple[nn.Module, Alignment, Calibration | None, dict[str, Descent]]:
+    """Average, calibrate and refine aligned models, and write the result into this one of the target's shapes."""
     shares, refine, descents = shares_of(prepared), prepared.config.refine, dict[str, Descent]()
     if prepared.data and refine.what in ("maps", "both"):
         alignment, descents["maps"] = refine_maps(prepared, alignment, shares, refine, progress)
         clock.lap("refine maps")
     with torch.no_grad():
         state = average(prepared, alignment, shares)
+    _write(model, state)
     clock.lap("average")
     calibration, later = None, bool(prepared.data) and refine.what in ("weights", "both")
     # calibration must not see what judges the refinement
     seen, held = parted(prepared.data, refine.holdout) if later else (prepared.data, prepared.data)
-    if prepared.data and (prepared.config.calibrate.least_squares or prepared.config.calibrate.batch_norm):
+    # one model in its own width is what it was, and needs no calibration
+    changed = sum(map(bool, shares)) > 1 or any(not found.hard for m in alignment.models for found in m.maps.values())
+    if seen and changed and (prepared.config.calibrate.least_squares or prepared.config.calibrate.batch_norm):
         calibration = calibrate(replace(prepared, data=tuple(seen)), alignment, state, shares, progress)
-        state = calibration.state
+        _write(model, calibration.state)
         clock.lap("calibrate")
-    with torch.no_grad():
-        for name, tensor in state_of(model).items():
-            tensor.copy_(state[name])
     if later:
         seed = prepared.config.seed
         descents["weights"] = refine_weights(model, prepared.models, shares, seen, held, refine, seed, progress)
         clock.lap("refine weights")
     return model, alignment, calibration, descents
+
+
+@torch.no_grad()
+def _write(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    for name, tensor in state_of(model).items():
+        tensor.copy_(state[name])
 
 
 # --------------------------------------------------------------------- checks
@@ -156,6 +194,15 @@ def _check_places(models: Sequence[nn.Module]) -> None:
                     f"the models are on several devices.\n  {first[1]}: {first[0]}\n  {name!r} of model {k}: "
                     f"{tensor.device}\n  what to do: move them all to one device with model.to(device)"
                 )
+
+
+def _module(into: Any) -> nn.Module:
+    if isinstance(into, nn.Module):
+        return into
+    raise DataError(
+        f"into is no torch.nn.Module but a {type(into).__name__}.\n"
+        "  what to do: build a model of the same class with the widths that the result shall have"
+    )
 
 
 def _copied(model: nn.Module) -> nn.Module:

@@ -168,12 +168,17 @@ class Lockstep:
     states: Sequence[Mapping[str, Tensor]] | None = None
     retrace: Retrace = trace
     notes: list[str] = field(default_factory=list)
-    _known: dict[Any, tuple[Correspondence, Correspondence] | None] = field(default_factory=dict)
+    known: dict[Any, tuple[Correspondence, Correspondence] | None] = field(default_factory=dict)
 
     @cached_property
     def layouts(self) -> Mapping[str, tuple[Layout | None, ...]]:
         """The labels of all nodes of the target's graph."""
         return node_layouts(self.correspondence.graph)
+
+    @cached_property
+    def shared(self) -> frozenset[str]:
+        """Nodes of the target's graph that every model has."""
+        return frozenset.intersection(*(frozenset(nodes) for nodes in self.correspondence.nodes))
 
     def run(self, batch: Batch, wanted: Collection[str]) -> Iterator[Moment]:
         """Values of the wanted nodes (names of the target's graph), in order.
@@ -217,15 +222,15 @@ class Lockstep:
     def graphs(self, batch: Batch) -> tuple[Correspondence, Correspondence] | None:
         """Graphs that fit a batch, related to each other and to the graphs of the examples."""
         key = signature_of(batch.args, batch.kwargs)
-        if key not in self._known:
+        if key not in self.known:
             try:
-                self._known[key] = self._fit(batch)
+                self.known[key] = self._fit(batch)
             except GraphFuseError as error:
-                if not any(self._known.values()):
+                if not any(self.known.values()):
                     raise
-                self._known[key] = None
+                self.known[key] = None
                 self.notes.append(f"a batch of another shape was left out, as it cannot be traced: {error}")
-        return self._known[key]
+        return self.known[key]
 
     def _fit(self, batch: Batch) -> tuple[Correspondence, Correspondence]:
         reference = self.correspondence

@@ -42,6 +42,9 @@ def net():
 def wide():
     return Net(20)
 
+def narrow():
+    return Net(8)
+
 def other():
     return nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
 
@@ -181,6 +184,17 @@ def test_same_seed_same_result_and_weights_alone(run: Run, tmp_path: Path) -> No
         assert json.loads(text)["alignment"]["method"] == "weights"
     a, b = (dict(load_model(f"cli_nets:net@{x}/model.safetensors").model.state_dict()) for x in "ab")
     assert_same(a, b, tolerance=0)
+
+
+def test_fuse_writes_into_another_width(run: Run) -> None:
+    for models, files in ((["cli_nets:net"], 4), (["cli_nets:net", "cli_nets:wide"], 5)):
+        folder = f"into{len(models)}"
+        code, text, error = run("fuse", *models, "--into", "cli_nets:narrow", "--data", "cli_nets:loader", "-o", folder)
+        assert code == 0, error
+        assert len(list(Path(folder).iterdir())) == files
+        fused = load_model(f"cli_nets:narrow@{folder}/model.safetensors").model
+        assert fused(torch.ones(2, 5)).shape == (2, 3)
+        assert "cli_nets:narrow" in text or len(models) == 2
 
 
 def refused(run: Run, *words: str, name: str) -> str:

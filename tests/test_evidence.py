@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from graphfuse.alignment import prepare
 from graphfuse.carry import Labelled, in_source, in_target
+from graphfuse.config import FuseConfig
 from graphfuse.costs.activations import ActivationEvidence, sites
 from graphfuse.costs.evidence import Problem
 from graphfuse.costs.moments import Moments, gram, likeness
@@ -20,6 +21,7 @@ from graphfuse.costs.weights import WeightEvidence
 from graphfuse.errors import DataError, GraphFuseError
 from graphfuse.lockstep import as_batch, batches
 from graphfuse.symmetry import SymmetryGraph, trace
+from graphfuse.transport.coordinate import coordinate
 
 
 def plain_gram(a: Tensor, b: Tensor) -> Moments:
@@ -48,7 +50,7 @@ def test_moments_of_parts_merge_into_those_of_the_whole() -> None:
 def test_a_constant_unit_is_like_nothing() -> None:
     a, b = torch.randn(50, 3), torch.randn(50, 3)
     a[:, 1] = 5
-    assert_close(likeness(plain_gram(a, b), "correlation")[1], torch.zeros(3, dtype=torch.float64), rtol=0, atol=0)
+    assert_close(likeness(plain_gram(a, b), "correlation")[1], torch.zeros(3), rtol=0, atol=0)
 
 
 def role(graph: SymmetryGraph, name: str) -> int:
@@ -98,7 +100,7 @@ def test_streamed_moments_are_the_correlations_of_all_activations() -> None:
     (found,) = first_likeness(a, b, [x[:20], x[20:40], x[40:]])
     with torch.no_grad():
         units = torch.cat([next(model.children())(x) for model in (a, b)], 1).double()
-    assert_close(found, torch.corrcoef(units.T)[:11, 11:], rtol=1e-5, atol=1e-5)
+    assert_close(found.double(), torch.corrcoef(units.T)[:11, 11:], rtol=1e-5, atol=1e-5)
 
 
 class Joint(nn.Module):
@@ -122,7 +124,7 @@ def test_blocks_of_a_node_are_one_population_but_for_those_along_the_axis_itself
     assert len(found) == 2
     for block, entry in zip((slice(0, 7), slice(7, 14)), found, strict=True):
         units = torch.cat([y[:, block] for y in rows], 1).double()
-        assert_close(entry, torch.corrcoef(units.T)[:7, 7:], rtol=1e-5, atol=1e-5)
+        assert_close(entry.double(), torch.corrcoef(units.T)[:7, 7:], rtol=1e-5, atol=1e-5)
 
 
 def test_batches_of_other_shapes_are_traced_anew() -> None:
@@ -147,6 +149,27 @@ def test_a_batch_that_cannot_be_traced_is_left_out_with_a_note(monkeypatch: pyte
     assert len(lockstep.notes) == 1
     assert "left out" in lockstep.notes[0]
     assert all(entry.count == 1 for axis in problem.axes for entry in evidence.moments(axis, {}))
+
+
+def test_tables_without_room_are_collected_in_several_runs_to_the_same_end() -> None:
+    a, b = randomise(Decoder(depth=2), 1), randomise(Decoder(depth=2), 2)
+    x = [ids(8, vocabulary=31), ids(8, vocabulary=31)]
+    runs, maps = [], []
+    for room in (1 << 40, 0):
+        problem, evidence = evidence_of(a, b, x)
+        evidence.room = room
+        collect, count = evidence._collect, [0]
+
+        def counted(*args: Any, count: list[int] = count, collect: Any = collect) -> None:
+            count[0] += 1
+            collect(*args)
+
+        evidence._collect = counted  # pyright: ignore[reportAttributeAccessIssue]
+        maps.append(coordinate(problem, evidence, FuseConfig.parse(None), "correlation").maps)
+        runs.append(count[0])
+    assert runs[0] < runs[1] <= len(maps[0])
+    for id, found in maps[0].items():
+        assert_close(found.values, maps[1][id].values, rtol=0, atol=0)
 
 
 def test_activations_that_are_not_finite_are_refused() -> None:

@@ -16,7 +16,8 @@ from torch.testing import assert_close
 
 from graphfuse.config import Solver
 from graphfuse.errors import ConfigError, DataError
-from graphfuse.transport.solvers import assign, soften, solve
+from graphfuse.transport.softening import soften
+from graphfuse.transport.solvers import assign, solve
 
 SOLVERS = get_args(Solver)
 
@@ -92,6 +93,17 @@ def test_less_regularisation_is_sharper() -> None:
 def test_the_quick_coupling_is_close_to_the_exact_one() -> None:
     cost = torch.rand(3, 8, 10, dtype=torch.float64)
     assert_close(soften(cost, 0.1).double(), solve(cost, "sinkhorn", 0.1), rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_the_quick_coupling_stays_in_range_when_it_is_sharp(scale: float) -> None:
+    cost = torch.cat([torch.rand(2, 40, 30), torch.rand(2, 40, 1) + torch.rand(2, 1, 30)])
+    cost[1, :, 3] -= 5  # all want one unit
+    plan = soften(scale * (cost + 3), 0.01)
+    assert bool(torch.isfinite(plan).all())
+    assert_close(plan.sum(-2), torch.full((4, 30), 1 / 30), rtol=1e-4, atol=0)
+    exact = solve(cost, "sinkhorn", 0.01)
+    assert_close((plan * cost).sum((-2, -1)), (exact * cost).sum((-2, -1)), rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

@@ -146,13 +146,16 @@ def fuse(
     data: Data = None,
     batch_size: BatchSize = 64,
     config: Annotated[Path | None, typer.Option("--config", metavar="YAML", help="Settings; see FuseConfig.")] = None,
+    into: Annotated[
+        str | None, typer.Option("--into", metavar="MODEL", help="A model whose widths, not weights, the result has.")
+    ] = None,
     rules: Rules = None,
     device: Device = "cpu",
     seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same result; by default the config's.")] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Fuse two or more trained models of one architecture into one.
+    """Fuse two or more trained models of one architecture into one; with --into, one may be written into another width.
 
     With --data (a few hundred unlabelled inputs) units are matched by what they do and the result is calibrated;
     without, by their weights alone. OUT gets the model, the alignment, report.json and report.html.
@@ -166,13 +169,20 @@ def fuse(
     loaded = [load_model(spec, settings.seed) for spec in models]
     args, kwargs = moved(inputs(loaded, batches), place)
     nets = [one.model.to(place) for one in loaded]
+    shape = load_model(into, settings.seed) if into is not None else None
+    blank = shape.model.to(place) if shape is not None else None
     fed = Batches(lambda: (moved(batch, place) for batch in batches)) if batches is not None else None
     with new_directory(folder) as work:
         with progress(as_json) as advance:
-            result = fuse_models(nets, args, kwargs, data=fed, config=settings, rules=rules or (), progress=advance)
-        save_model(loaded[settings.target], result.model, work)
+            result = fuse_models(
+                nets, args, kwargs, data=fed, into=blank, config=settings, rules=rules or (), progress=advance
+            )
+        save_model(shape or loaded[settings.target], result.model, work)
         result.alignment.save(work / "alignment.safetensors")
-        report = {"specs": models, **result.report}
+        if result.resized is not None and result.resized is not result.alignment:
+            result.resized.save(work / "resized.safetensors")
+        specs = [into, *models] if into is not None and len(models) == 1 else models
+        report = {"specs": specs, **result.report}
         (work / "report.json").write_text(json.dumps(report, indent=2, default=str) + "\n", encoding="utf-8")
         graph = trace(result.model, args, kwargs, rules=rules or ())
         (work / "report.html").write_text(fuse_page(graph, report), encoding="utf-8")

@@ -2,8 +2,18 @@
 
 from graphfuse.config.base import nearest
 from graphfuse.config.calibrate import CalibrateConfig
-from graphfuse.config.fuse import FuseConfig, Method
+from graphfuse.config.fuse import FuseConfig, Method, Scheme
 from graphfuse.config.refine import RefineConfig
 from graphfuse.config.transport import Metric, RoleConfig, Solver
 
-__all__ = ["CalibrateConfig", "FuseConfig", "Method", "Metric", "RefineConfig", "RoleConfig", "Solver", "nearest"]
+__all__ = [
+    "CalibrateConfig",
+    "FuseConfig",
+    "Method",
+    "Metric",
+    "RefineConfig",
+    "RoleConfig",
+    "Scheme",
+    "Solver",
+    "nearest",
+]

@@ -20,6 +20,7 @@ from graphfuse.config.transport import Metric, RoleConfig, Solver
 from graphfuse.errors import ConfigError
 
 Method = Literal["default", "weights", "activations", "blend", "auto"]
+Scheme = Literal["anchor", "barycenter", "cycle"]
 
 
 class FuseConfig(Settings):
@@ -62,6 +63,13 @@ class FuseConfig(Settings):
         1e-6, ge=0, description="A sweep that raises the objective by less than this share is the last one."
     )
     target: int = Field(0, ge=0, description="Index of the model whose width and structure the result has.")
+    scheme: Scheme = Field(
+        "anchor",
+        description="How several models are matched. anchor: each with the target. barycenter: each with the mean of "
+        "the others, again and again, so that none is privileged; widths may differ. cycle: the same with one-to-one "
+        "maps only, which agree around every cycle of models; refused where that cannot be had.",
+    )
+    rounds: int = Field(10, ge=1, description="Upper bound of the rounds of schemes barycenter and cycle.")
     weights: tuple[Annotated[float, Field(ge=0)], ...] | None = Field(
         None, description="One weight for each model in the average; by default all equal. They are scaled to sum to 1."
     )
@@ -95,6 +103,20 @@ class FuseConfig(Settings):
         if self.weights is not None and not sum(self.weights) > 0:
             raise ValueError("weights must not all be zero")
         return self
+
+    @model_validator(mode="after")
+    def _cycles_are_one_to_one(self) -> Self:
+        solvers = [self.solver, *(role.solver for role in self.roles.values() if role.solver is not None)]
+        if self.scheme == "cycle" and any(solver != "assignment" for solver in solvers):
+            raise ValueError("scheme cycle needs one-to-one maps; use solver assignment, or scheme barycenter")
+        if self.scheme == "cycle" and self.symmetry == "full":
+            raise ValueError("scheme cycle needs one-to-one maps; leave symmetry as it is, or use scheme barycenter")
+        return self
+
+    def shares(self, count: int) -> tuple[float, ...]:
+        """Each of so many models' weight in the average; they sum to one."""
+        given = self.weights or (1.0,) * count
+        return tuple(weight / sum(given) for weight in given)
 
     @classmethod
     def parse(cls, value: FuseConfig | Mapping[str, Any] | str | Path | None = None) -> FuseConfig:

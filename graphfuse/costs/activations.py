@@ -8,12 +8,13 @@ section 3; Ainsworth et al., Git Re-Basin (arXiv 2209.04836), section 3.1.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx
 
 from graphfuse.axes import Layout, walk_leaves
+from graphfuse.capture import state_of
 from graphfuse.carry import carry
 from graphfuse.cells import Cell, cells
 from graphfuse.correspond import node_layouts
@@ -69,6 +70,12 @@ class ActivationEvidence:
         For axes that no activation shows.
     progress : callable, optional
         Called with ("activations", batches done, batches).
+    keep : bool
+        Whether the moments of an axis are asked for more than once; if not, they are dropped when they have been.
+
+    Notes
+    -----
+    Tables that would together take more memory than the two models are collected in several runs over the data.
     """
 
     repeats = False
@@ -80,11 +87,17 @@ class ActivationEvidence:
         data: Sequence[Batch],
         fallback: Evidence,
         progress: Progress | None = None,
+        keep: bool = False,
     ) -> None:
         self.problem = problem
         self._lockstep, self._data, self._fallback, self._progress = lockstep, data, fallback, progress
-        known = sites(lockstep.correspondence.graph)
+        self._keep = keep
+        graph = lockstep.correspondence.graph
+        known = sites(graph)
         self._sites = {axis.id: known.get(axis.id, ()) for axis in problem.axes}
+        self._order = {node.name: i for i, node in enumerate(graph.captured.graph.nodes)}
+        states = lockstep.states or [state_of(model) for model in lockstep.models]
+        self.room = sum(x.numel() * x.element_size() for state in states for x in state.values())
         self._seen: dict[int, dict[tuple[str, int], Moments]] = {}
 
     def ready(self, pending: Sequence[Axis], maps: Maps) -> Sequence[Axis]:
@@ -92,9 +105,14 @@ class ActivationEvidence:
         waiting = {axis.id for axis in pending}
         open_axes = [axis for axis in pending if not waiting.intersection(self.problem.inner[axis.id])]
         done = [axis for axis in open_axes if axis.id in self._seen]
-        if not done:
-            self._collect(open_axes, maps)
-            done = [axis for axis in open_axes if axis.id in self._seen or self.problem.inner[axis.id]]
+        nodes = {axis.id: self._shown(axis, maps) for axis in open_axes}
+        todo = [axis for axis in open_axes if nodes[axis.id]]
+        while todo and not done:
+            part = self._affordable(todo, nodes)
+            self._collect(part, maps, {name for axis in part for name in nodes[axis.id]})
+            todo = [axis for axis in todo if axis not in part]
+            done = [axis for axis in part if axis.id in self._seen]
+        done = done or [axis for axis in open_axes if self.problem.inner[axis.id]]
         return done or self._fallback.ready(open_axes, maps)
 
     def moments(self, axis: Axis, maps: Maps) -> Sequence[Moments]:
@@ -104,19 +122,30 @@ class ActivationEvidence:
         other dims are one population: a class token counts as much as any patch, and what tells them apart counts too
         (on small vision transformers each of these is worth a point after calibration).
         """
-        found = self._seen.get(axis.id)
+        found = self._seen.get(axis.id) if self._keep else self._seen.pop(axis.id, None)
         if found:
             return [_normalised(entry) for entry in found.values()]
         return [] if self.problem.inner[axis.id] else self._fallback.moments(axis, maps)
 
-    def _collect(self, wanted: Sequence[Axis], maps: Maps) -> None:
-        """One run over the data for all axes that can be judged, given the maps so far."""
+    def _shown(self, axis: Axis, maps: Maps) -> list[str]:
+        """Nodes at which an axis can be judged, given the maps so far, in the order of the graph."""
+        shared = self._lockstep.shared
+        return [name for name in self._sites[axis.id] if name in shared and self._shows(name, axis, maps)]
+
+    def _affordable(self, axes: Sequence[Axis], nodes: Mapping[int, Sequence[str]]) -> list[Axis]:
+        """The first axes of the graph whose tables have room together; at least one."""
+        chosen, size = list[Axis](), 0
+        for axis in sorted(axes, key=lambda axis: self._order[nodes[axis.id][-1]]):
+            units = self.problem.sizes_a[axis.id] * self.problem.sizes_b[axis.id]
+            size += 4 * len(nodes[axis.id]) * math.prod(self.problem.lead(axis)) * units
+            if chosen and size > self.room:
+                break
+            chosen.append(axis)
+        return chosen
+
+    def _collect(self, wanted: Sequence[Axis], maps: Maps, nodes: Collection[str]) -> None:
+        """One run over the data for axes that can be judged at these nodes, given the maps so far."""
         axes = {axis.id: axis for axis in wanted}
-        shared = self._lockstep.correspondence.nodes[1]
-        sites = {name for axis in wanted for name in self._sites[axis.id] if self._shows(name, axis, maps)}
-        nodes = sites & shared.keys()
-        if not nodes:
-            return
         for i, batch in enumerate(self._data):
             for moment in self._lockstep.run(batch, nodes):
                 self._observe(moment, axes, maps)
@@ -137,17 +166,17 @@ class ActivationEvidence:
         left, right = moment.values
         if not left.is_floating_point():
             return
-        if not (bool(torch.isfinite(left).all()) and bool(torch.isfinite(right).all())):
-            raise DataError(
-                f"activations at {moment.node!r} are not finite on this data.\n"
-                "  what to do: look for NaN or infinite values in the inputs and in the weights"
-            )
         pair = (_single(left).contiguous(), _single(right))
         consumed = (False,) * len(moment.dims)
         for cell in cells(pair, moment.dims, moment.sizes):
             for position, id in enumerate(cell.axes):
                 if id in axes and moment.node in self._sites[id] and judges(cell.axes, position, self.problem, maps):
                     found = self._gram(cell, consumed, axes[id], position, maps)
+                    if not bool(torch.isfinite(found.square_a.sum() + found.square_b.sum())):
+                        raise DataError(
+                            f"activations at {moment.node!r} are not finite on this data.\n"
+                            "  what to do: look for NaN or infinite values in the inputs and in the weights"
+                        )
                     seen = self._seen.setdefault(id, {})
                     place = moment.node, _start(cell, pair[0], position)
                     seen[place] = found.merge(seen.get(place))

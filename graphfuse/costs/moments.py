@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from graphfuse.carry import Labelled, in_source, in_target
 
 Measure = Literal["correlation", "cosine", "euclidean", "squared"]
+PIECE = 1 << 22  # elements of an operand that are copied at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +35,7 @@ class Moments:
     weight: float = 1.0
 
     def merge(self, other: Moments | None) -> Moments:
-        """Moments over the features of both."""
+        """Moments over the features of both; the two are given up, as their cross moments may be summed in place."""
         if other is None:
             return self
         count = self.count + other.count
@@ -46,8 +48,23 @@ class Moments:
             self.mean_b + share * gap_b,
             self.square_a + other.square_a + common * gap_a.square(),
             self.square_b + other.square_b + common * gap_b.square(),
-            self.cross + other.cross + common * gap_a * gap_b,
+            summed(self.cross, other.cross).addcmul_(gap_a.to(self.cross), gap_b.to(self.cross), value=common),
         )
+
+    def at(self, index: Tensor) -> Moments:
+        """Moments of matched pairs only: unit i of A with unit ``index[..., i]`` of B, for each member of a family.
+
+        Every tensor of the result broadcasts against ``index``, whose shape is (\\*lead, n_A).
+        """
+        lead, n, m = index.shape[:-1], index.shape[-1], self.cross.shape[-1]
+
+        def partner(x: Tensor) -> Tensor:
+            return x.squeeze(-2).expand(*lead, m).gather(-1, index)
+
+        cross = self.cross.expand(*lead, n, m).gather(-1, index.unsqueeze(-1)).squeeze(-1)
+        means, squares = (self.mean_a, self.mean_b), (self.square_a, self.square_b)
+        (mean_a, mean_b), (square_a, square_b) = ((a.squeeze(-1), partner(b)) for a, b in (means, squares))
+        return Moments(self.count, mean_a, mean_b, square_a, square_b, cross, self.weight)
 
     def rescaled(self, shift_a: float, scale_a: float, shift_b: float, scale_b: float) -> Moments:
         """Moments of (x_A - shift_A) scale_A and (x_B - shift_B) scale_B."""
@@ -74,17 +91,19 @@ def likeness(moments: Moments, measure: Measure) -> Tensor:
     Returns
     -------
     Tensor, shape (\\*along, \\*context of A, \\*context of B, n_A, n_B)
+        New, in the dtype of the cross moments.
     """
     if measure == "correlation":
-        return _cosine(moments.square_a, moments.square_b, moments.cross)
-    n = moments.count
+        return _cosine(moments.square_a, moments.square_b, moments.cross.clone())
+    n, kind = moments.count, moments.cross
+    mean_a, mean_b = moments.mean_a.to(kind), moments.mean_b.to(kind)
     square_a = moments.square_a + n * moments.mean_a.square()
     square_b = moments.square_b + n * moments.mean_b.square()
-    cross = moments.cross + n * moments.mean_a * moments.mean_b
     if measure == "cosine":
-        return _cosine(square_a, square_b, cross)
-    distance = (square_a + square_b - 2 * cross).clamp(min=0)
-    return -distance if measure == "squared" else -distance.sqrt()
+        return _cosine(square_a, square_b, moments.cross.clone().addcmul_(mean_a, mean_b, value=n))
+    gain = moments.cross.mul(2).addcmul_(mean_a, mean_b, value=2 * n)
+    gain.sub_(square_a.to(kind)).sub_(square_b.to(kind)).clamp_(max=0)
+    return gain if measure == "squared" else gain.neg_().sqrt_().neg_()
 
 
 def linear_likeness(moments: Moments, measure: Measure) -> Tensor:
@@ -103,7 +122,24 @@ def linear_likeness(moments: Moments, measure: Measure) -> Tensor:
     return cross / scale if scale > 0 else torch.zeros_like(cross)
 
 
-def gram(a: Tensor, b: Labelled, position: int, along: Sequence[int], context: Sequence[int]) -> Moments:
+@dataclass(frozen=True)
+class Standard:
+    """Mean and inverse deviation by which a tensor of A and one of B are standardised."""
+
+    shift_a: float = 0.0
+    scale_a: float = 1.0
+    shift_b: float = 0.0
+    scale_b: float = 1.0
+
+
+def gram(
+    a: Tensor,
+    b: Labelled,
+    position: int,
+    along: Sequence[int],
+    context: Sequence[int],
+    standard: Standard | None = None,
+) -> Moments:
     """Moments along one position of a cell, over all that the cell's other positions run through.
 
     Parameters
@@ -114,43 +150,86 @@ def gram(a: Tensor, b: Labelled, position: int, along: Sequence[int], context: S
         B's view, carried into A's coordinates along all positions but ``position`` and ``context``.
     position, along, context :
         Where the axis stands, and the axes that its map depends on (fixed and free ones).
+    standard : Standard, optional
+        What both are standardised by.
+
+    Returns
+    -------
+    Moments
+        Sums are made piece by piece, so that no copy of the whole operands is held; cross moments have the operands'
+        dtype, the others are in float64.
     """
+    std = standard or Standard()
     lead = (*map(in_target, along), *map(in_target, context), *map(in_source, context))
     family = (*lead, in_target(position), in_source(position))
     left = Labelled(a, tuple(in_target(p) for p in range(a.dim())))
     features = [x for x in left.labels if x not in family]
-    count = 1
-    for x in features:
-        count *= a.shape[x // 2]
-    left, mean_a = _centred(left, features)
-    right, mean_b = _centred(b, features)
-    wide = torch.float64 if a.device.type != "mps" else torch.float32
-    cross = torch.einsum(
-        left.value, list(left.labels), right.value, list(right.labels), list(_present(family, left, right))
-    )
+    count = math.prod(a.shape[x // 2] for x in features)
+    mean_a, mean_b = _mean(left, features), _mean(b, features)
+    cross: Tensor | None = None
+    squares: list[Tensor] = []
+    wanted = _present(family, left, b)
+    for one, two in _pieces(left, b, features):
+        x, y = _standardised(one, mean_a, std.scale_a), _standardised(two, mean_b, std.scale_b)
+        part = torch.einsum(x.value, list(x.labels), y.value, list(y.labels), list(wanted))
+        cross = part if cross is None else cross.add_(part)
+        found = [_squares(entry, features) for entry in (x, y)]
+        squares = found if not squares else [s.add_(f) for s, f in zip(squares, found, strict=True)]
+    assert cross is not None
+
+    def vector(entry: Labelled, value: Tensor) -> Tensor:
+        rest = tuple(x for x in entry.labels if x not in features)
+        shape = [entry.value.shape[entry.labels.index(x)] for x in rest]
+        return _onto(Labelled(value.reshape(shape), rest), family).to(_wide(a))
+
     return Moments(
         count,
-        _onto(mean_a, family).to(wide),
-        _onto(mean_b, family).to(wide),
-        _onto(_squares(left, features), family).to(wide),
-        _onto(_squares(right, features), family).to(wide),
-        _onto(Labelled(cross, _present(family, left, right)), family).to(wide),
+        vector(left, (mean_a - std.shift_a) * std.scale_a),
+        vector(b, (mean_b - std.shift_b) * std.scale_b),
+        vector(left, squares[0]),
+        vector(b, squares[1]),
+        _onto(Labelled(cross, wanted), family),
     )
 
 
-def _centred(entry: Labelled, features: Sequence[int]) -> tuple[Labelled, Labelled]:
-    """The tensor less its mean over the features, and that mean."""
-    dims = [entry.labels.index(x) for x in features]
-    mean = entry.value.mean(dims, keepdim=True) if dims else entry.value
-    rest = tuple(x for x in entry.labels if x not in features)
-    return Labelled(entry.value - mean, entry.labels), Labelled(mean.squeeze(dims) if dims else mean, rest)
+def _wide(like: Tensor) -> torch.dtype:
+    return torch.float64 if like.device.type != "mps" else torch.float32
 
 
-def _squares(entry: Labelled, features: Sequence[int]) -> Labelled:
-    dims = [entry.labels.index(x) for x in features]
+def _where(entry: Labelled, features: Sequence[int]) -> tuple[int, ...]:
+    return tuple(entry.labels.index(x) for x in features)
+
+
+def _pieces(a: Labelled, b: Labelled, features: Sequence[int]) -> Iterator[tuple[Labelled, Labelled]]:
+    """Both tensors cut along their longest feature, so that no piece is much larger than PIECE."""
+    if not features:
+        yield a, b
+        return
+    cut = max(features, key=lambda x: a.value.shape[a.labels.index(x)])
+    i, j = a.labels.index(cut), b.labels.index(cut)
+    length = a.value.shape[i]
+    step = max(1, length * PIECE // max(a.value.numel(), b.value.numel(), 1))
+    for start in range(0, length, step):
+        size = min(step, length - start)
+        yield Labelled(a.value.narrow(i, start, size), a.labels), Labelled(b.value.narrow(j, start, size), b.labels)
+
+
+def _mean(entry: Labelled, features: Sequence[int]) -> Tensor:
+    """The mean over the features, these dims kept; the values themselves when there are none."""
+    dims = _where(entry, features)
+    value = entry.value if entry.value.element_size() >= 4 else entry.value.float()
+    return value.mean(dims, keepdim=True) if dims else value
+
+
+def _standardised(entry: Labelled, mean: Tensor, scale: float) -> Labelled:
+    value = entry.value - mean
+    return Labelled(value.mul_(scale) if scale != 1 else value, entry.labels)
+
+
+def _squares(entry: Labelled, features: Sequence[int]) -> Tensor:
+    dims = _where(entry, features)
     value = entry.value.square()
-    rest = tuple(x for x in entry.labels if x not in features)
-    return Labelled(value.sum(dims) if dims else value, rest)
+    return value.sum(dims) if dims else value
 
 
 def _present(family: Sequence[int], left: Labelled, right: Labelled) -> tuple[int, ...]:
@@ -166,8 +245,16 @@ def _onto(entry: Labelled, family: Sequence[int]) -> Tensor:
     return value
 
 
+def summed(a: Tensor, b: Tensor) -> Tensor:
+    """a + b, in a's place where it fits."""
+    return a.add_(b) if torch.broadcast_shapes(a.shape, b.shape) == a.shape else a + b
+
+
 def _cosine(square_a: Tensor, square_b: Tensor, cross: Tensor) -> Tensor:
-    size = square_a * square_b
-    scale = size.sqrt()
-    still = scale <= 1e-12 * scale.amax() if scale.numel() else scale > 0
-    return torch.where(still, 0.0, cross / torch.where(still, 1.0, scale)).clamp(-1, 1)
+    """The cross moments divided, in place, by the norms; 0 for units without any."""
+    return cross.mul_(_inverse_norm(square_a).to(cross)).mul_(_inverse_norm(square_b).to(cross)).clamp_(-1, 1)
+
+
+def _inverse_norm(square: Tensor) -> Tensor:
+    still = square <= 1e-24 * square.amax() if square.numel() else square <= 0
+    return torch.where(still, 0.0, torch.where(still, 1.0, square).rsqrt())

@@ -17,19 +17,9 @@ from torch import Tensor
 from graphfuse.carry import carry
 from graphfuse.cells import Cell, cells
 from graphfuse.costs.evidence import Problem, judges, slots_for
-from graphfuse.costs.moments import Moments, gram
+from graphfuse.costs.moments import PIECE, Moments, Standard, gram
 from graphfuse.maps import Maps
 from graphfuse.symmetry import Axis, TensorLabel
-
-
-@dataclass(frozen=True)
-class _Scale:
-    """Mean and inverse deviation of a tensor in A and in B."""
-
-    shift_a: float
-    scale_a: float
-    shift_b: float
-    scale_b: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +28,7 @@ class _Patch:
 
     cell: Cell
     consumed: tuple[bool, ...]
-    scale: _Scale
+    scale: Standard
 
     @property
     def numel(self) -> int:
@@ -55,6 +45,8 @@ class WeightEvidence:
         Tensors to compare, in A's labels: the parameters. Constant ones (fresh gains and biases) tell nothing.
     state_a, state_b : mapping
         Canonical name -> tensor.
+    standard : bool
+        Whether A's tensors are means of standardised ones already; those that it lacks are not compared.
     """
 
     repeats = True
@@ -65,14 +57,18 @@ class WeightEvidence:
         labels: Sequence[TensorLabel],
         state_a: Mapping[str, Tensor],
         state_b: Mapping[str, Tensor],
+        standard: bool = False,
     ) -> None:
         self.problem = problem
         self._patches: dict[int, list[_Patch]] = {axis.id: [] for axis in problem.axes}
         for label in labels:
-            pair = _comparable(state_a[label.name], state_b[label.name])
-            scale = _scale(*pair)
-            if scale is None:
+            if standard and label.name not in state_a:
                 continue
+            pair = state_a[label.name].detach(), state_b[label.name].detach()
+            scales = (0.0, 1.0) if standard else scale_of(pair[0]), scale_of(pair[1])
+            if scales[0] is None or scales[1] is None:
+                continue
+            scale = Standard(scales[0][0], 1 / scales[0][1], scales[1][0], 1 / scales[1][1])
             for cell in cells(pair, label.dims, (problem.sizes_a, problem.sizes_b)):
                 for id in dict.fromkeys(axis for axis in cell.axes if axis in problem.moving):
                     self._patches[id].append(_Patch(cell, label.consumed, scale))
@@ -95,11 +91,9 @@ class WeightEvidence:
 
     def _patch_moments(self, patch: _Patch, axis: Axis, position: int, maps: Maps) -> Moments:
         slots, along, context = slots_for(patch.cell, patch.consumed, axis, position, self.problem, maps)
-        left, right = patch.cell.views
+        left, right = _comparable(*patch.cell.views)
         carried = carry(right, slots, {position, *context})
-        scale = patch.scale
-        found = gram(left, carried, position, along, context)
-        return found.rescaled(scale.shift_a, scale.scale_a, scale.shift_b, scale.scale_b)
+        return gram(left, carried, position, along, context, patch.scale)
 
     def _features(self, axis: Axis, maps: Collection[int]) -> float:
         """Resolved features for each unit of an axis."""
@@ -122,17 +116,15 @@ def _places(cell: Cell, axis: int) -> list[int]:
 def _comparable(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Both in one dtype, at least single precision."""
     kind = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
-    return a.detach().to(kind), b.detach().to(kind)
+    return a.to(kind), b.to(kind)
 
 
-def _scale(a: Tensor, b: Tensor) -> _Scale | None:
-    """Standardisation of a pair of tensors; None when one of them is constant or no floating tensor."""
-    numbers: list[float] = []
-    for tensor in (a, b):
-        if not tensor.is_floating_point() or tensor.numel() < 2:
-            return None
-        mean, deviation = float(tensor.double().mean()), float(tensor.double().std())
-        if not deviation > 1e-6 * max(abs(mean), 1e-12):
-            return None
-        numbers += [mean, 1 / deviation]
-    return _Scale(*numbers)
+def scale_of(tensor: Tensor) -> tuple[float, float] | None:
+    """Mean and deviation of all elements, in double precision; None where it is constant or no floating tensor."""
+    if not tensor.is_floating_point() or tensor.numel() < 2:
+        return None
+    pieces = tensor.detach().reshape(-1).split(PIECE)
+    mean = sum(float(piece.sum(dtype=torch.float64)) for piece in pieces) / tensor.numel()
+    square = sum(float((piece.double() - mean).square().sum()) for piece in pieces)
+    deviation = (square / (tensor.numel() - 1)) ** 0.5
+    return (mean, deviation) if deviation > 1e-6 * max(abs(mean), 1e-12) else None

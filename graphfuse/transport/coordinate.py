@@ -9,7 +9,7 @@ nested case generalises; Gold and Rangarajan, A graduated assignment algorithm f
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -17,12 +17,13 @@ from torch import Tensor
 
 from graphfuse.config import FuseConfig
 from graphfuse.costs.evidence import Evidence, Problem
-from graphfuse.costs.moments import Measure, likeness, linear_likeness
-from graphfuse.maps import AxisMap
+from graphfuse.costs.moments import Measure, Moments, likeness, linear_likeness, summed
+from graphfuse.maps import AxisMap, Maps
 from graphfuse.symmetry import Axis
-from graphfuse.transport.family import Agreement, agreement, optimum, seen_from
+from graphfuse.transport.family import Agreement, Quality, agreement, optimum, seen_from
 from graphfuse.transport.procrustes import rotates, rotation
-from graphfuse.transport.solvers import assign, soften, solve
+from graphfuse.transport.softening import soften
+from graphfuse.transport.solvers import assign, solve
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,20 +41,19 @@ class Solution:
 
 @dataclass(eq=False)
 class _State:
-    """Maps so far, and what each axis' last visit showed.
+    """Maps so far, and what each axis' last visit showed: the optimum of each member of a family, and its quality.
 
-    ``values`` holds the optimum of each member of a family, by measure; ``tables`` the correlations of its units, and
-    ``weights`` how many correlations were summed up in each.
+    No table of likeness outlives the visit that made it.
     """
 
     maps: dict[int, AxisMap] = field(default_factory=dict)
-    values: dict[int, dict[Measure, Tensor]] = field(default_factory=dict)
-    tables: dict[int, Tensor] = field(default_factory=dict)
-    weights: dict[int, float] = field(default_factory=dict)
-    objective: dict[int, float] = field(default_factory=dict)
+    values: dict[int, Tensor] = field(default_factory=dict)
+    quality: dict[int, Quality] = field(default_factory=dict)
 
 
-def coordinate(problem: Problem, evidence: Evidence, config: FuseConfig, measure: Measure) -> Solution:
+def coordinate(
+    problem: Problem, evidence: Evidence, config: FuseConfig, measure: Measure, start: Maps | None = None
+) -> Solution:
     """Match all axes of a problem.
 
     Parameters
@@ -66,22 +66,26 @@ def coordinate(problem: Problem, evidence: Evidence, config: FuseConfig, measure
         Solver, regularisation, sweeps, tolerance, seed, and what is said of single roles.
     measure :
         How moments become likeness.
+    start : mapping, optional
+        Maps of all axes to begin with, where likeness depends on other axes' maps; no sweep is soft then.
 
     Returns
     -------
     Solution
         One-to-one maps are in index form.
     """
-    state, solver = _State(), _Solver(config)
-    soft = _schedule(config) if evidence.repeats else ()
-    pending = list(problem.axes)
+    warm = evidence.repeats and start is not None and all(axis.id in start for axis in problem.axes)
+    state, solver = _State(dict(start) if warm and start is not None else {}), _Solver(config)
+    soft = _schedule(config) if evidence.repeats and not warm else ()
+    pending = [] if warm else list(problem.axes)
     while pending:
         for axis in evidence.ready(pending, state.maps):
             _visit(problem, evidence, measure, axis, state, solver.at(soft[0] if soft else None))
             pending.remove(axis)
-    sweeps, best, order = 1, float("-inf"), random.Random(config.seed)
-    while evidence.repeats and sweeps < config.sweeps:
-        before, now = dict(state.maps), solver.at(soft[sweeps] if sweeps < len(soft) else None)
+    sweeps, best, order = 0 if warm else 1, float("-inf"), random.Random(config.seed)
+    while evidence.repeats and (sweeps < config.sweeps or not state.quality):
+        now = solver.at(soft[sweeps] if sweeps < len(soft) else None)
+        before = dict(state.maps) if sweeps > len(soft) else {}
         for family in order.sample(problem.families, len(problem.families)):
             for axis in family:
                 _visit(problem, evidence, measure, axis, state, now)
@@ -90,7 +94,7 @@ def coordinate(problem: Problem, evidence: Evidence, config: FuseConfig, measure
         if sweeps > len(soft) + 1 and (total - best <= config.tolerance * abs(total) or _same(before, state.maps)):
             break
         best = total if sweeps > len(soft) else best
-    quality = {id: agreement(problem, state.maps, id, state.tables[id], state.weights[id]) for id in state.tables}
+    quality = {id: agreement(problem, state.maps, id, found) for id, found in state.quality.items()}
     return Solution(state.maps, quality, sweeps, _objective(problem, state))
 
 
@@ -114,18 +118,18 @@ class _Solver:
         """Whether the axis is aligned by a rotation."""
         return self.config.symmetry == "full" and rotates(axis)
 
-    def __call__(self, problem: Problem, axis: Axis, gain: Tensor) -> AxisMap:
-        """The map of largest likeness."""
+    def __call__(self, problem: Problem, axis: Axis, cost: Tensor) -> AxisMap:
+        """The map of least cost."""
         context, along = problem.context(axis), problem.along(axis)
         if self.rotates(axis):
-            return rotation(axis, gain, context, along)
+            return rotation(axis, -cost, context, along)
         if self.soft is not None:
-            return AxisMap(axis.id, context, along, plan=soften(-gain, self.soft))
+            return AxisMap(axis.id, context, along, plan=soften(cost, self.soft).bfloat16())
         settings = self.config.for_axis(axis.name, axis.role)
         solver, strength = settings.solver or self.config.solver, settings.regularization or self.config.regularization
-        if solver == "assignment" and gain.shape[-1] == gain.shape[-2]:
-            return AxisMap(axis.id, context, along, index=assign(-gain))
-        return AxisMap(axis.id, context, along, plan=solve(-gain, solver, strength).float())
+        if solver == "assignment" and cost.shape[-1] == cost.shape[-2]:
+            return AxisMap(axis.id, context, along, index=assign(cost))
+        return AxisMap(axis.id, context, along, plan=solve(cost, solver, strength).float())
 
 
 def _visit(problem: Problem, evidence: Evidence, measure: Measure, axis: Axis, state: _State, solver: _Solver) -> None:
@@ -135,26 +139,73 @@ def _visit(problem: Problem, evidence: Evidence, measure: Measure, axis: Axis, s
     if not entries and not inner:
         state.maps[axis.id] = problem.start(axis)
         return
-    tables: dict[Measure, Tensor] = {}
-    for name in dict.fromkeys((measure, "correlation")):
-        compared = linear_likeness if solver.rotates(axis) else likeness
-        parts = [entry.weight * compared(entry, name) for entry in entries]
-        parts += [seen_from(problem, state.maps, axis, problem.moving[id], state.values[id][name]) for id in inner]
-        shape = (*problem.lead(axis), problem.sizes_a[axis.id], problem.sizes_b[axis.id])
-        tables[name] = sum(parts, torch.zeros(())).expand(shape)
-    solved = solver(problem, axis, tables[measure])
+    compared = linear_likeness if solver.rotates(axis) else likeness
+    shape = (*problem.lead(axis), problem.sizes_a[axis.id], problem.sizes_b[axis.id])
+    values = {id: state.values[id] for id in inner}
+    table = table_of(problem, axis, state.maps, entries, measure, values, shape, compared)
+    solved = solver(problem, axis, table.neg_())
     state.maps[axis.id] = solved
-    state.values[axis.id] = {name: optimum(solved, table) for name, table in tables.items()}
-    state.objective[axis.id] = float(state.values[axis.id][measure].mean())
-    state.tables[axis.id] = tables["correlation"]
-    state.weights[axis.id] = sum(entry.weight for entry in entries) + sum(
-        problem.sizes_a[id] * state.weights[id] for id in inner
-    )
+    state.values[axis.id] = -optimum(solved, table)
+    del table
+    if solver.soft is None:
+        state.quality[axis.id] = _quality(problem, axis, state, entries, inner, shape, compared)
+
+
+def table_of(
+    problem: Problem,
+    axis: Axis,
+    maps: Mapping[int, AxisMap],
+    entries: Sequence[Moments],
+    measure: Measure,
+    values: Mapping[int, Tensor],
+    shape: Sequence[int],
+    compared: Callable[[Moments, Measure], Tensor] = likeness,
+) -> Tensor:
+    """Likeness of all pairs of units, of the given shape: a new tensor."""
+    total: Tensor | None = None
+    for entry in entries:
+        part = compared(entry, measure)
+        part = part if entry.weight == 1 else part.mul_(entry.weight)
+        total = part if total is None else summed(total, part)
+    for id, value in values.items():
+        part = seen_from(problem, maps, axis, problem.moving[id], value)
+        total = part.clone() if total is None else summed(total, part.to(total))
+    assert total is not None
+    return total if total.shape == torch.Size(shape) else total.expand(shape).clone()
+
+
+def _quality(
+    problem: Problem,
+    axis: Axis,
+    state: _State,
+    entries: Sequence[Moments],
+    inner: Sequence[int],
+    shape: Sequence[int],
+    compared: Callable[[Moments, Measure], Tensor],
+) -> Quality:
+    """Correlations of matched units, and of those of one index; no whole table is made for a permutation."""
+    solved, n = state.maps[axis.id], shape[-2]
+    values = {id: state.quality[id].matched for id in inner}
+    weight = sum(e.weight for e in entries) + sum(problem.sizes_a[id] * state.quality[id].weight for id in inner)
+    if solved.index is None:
+        table = table_of(problem, axis, state.maps, entries, "correlation", values, shape, compared)
+        same = table.diagonal(dim1=-2, dim2=-1).sum(-1) if n == shape[-1] else None
+        return Quality(optimum(solved, table), same, weight)
+    seen = [
+        seen_from(problem, state.maps, axis, problem.moving[id], value).expand(shape) for id, value in values.items()
+    ]
+    found = []
+    for index in (solved.index, torch.arange(n, device=solved.index.device).expand(solved.index.shape)):
+        parts = [entry.weight * likeness(entry.at(index), "correlation") for entry in entries]
+        parts += [table.gather(-1, index.unsqueeze(-1)).squeeze(-1) for table in seen]
+        found.append(sum(part.expand(index.shape).sum(-1, dtype=torch.float64) for part in parts))
+    return Quality(found[0], found[1], weight)
 
 
 def _objective(problem: Problem, state: _State) -> float:
     """What the outermost axes' last visits reached; an inner axis' optimum is part of it."""
-    return sum(value for id, value in state.objective.items() if not problem.context(problem.moving[id]))
+    outer = (id for id in state.values if not problem.context(problem.moving[id]))
+    return sum(float(state.values[id].mean()) for id in outer)
 
 
 def _same(before: Mapping[int, AxisMap], after: Mapping[int, AxisMap]) -> bool:

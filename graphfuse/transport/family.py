@@ -41,10 +41,10 @@ _Key = tuple[int, str]
 def optimum(solved: AxisMap, table: Tensor) -> Tensor:
     """Summed likeness of matched units, for each member of a family: shape of the family."""
     if solved.index is not None:
-        return table.gather(-1, solved.index.unsqueeze(-1)).squeeze(-1).sum(-1)
+        return table.gather(-1, solved.index.unsqueeze(-1)).squeeze(-1).sum(-1, dtype=torch.float64)
     if solved.matrix is not None:
         return (solved.matrix[..., 0, :, :].to(table) * table).sum((-2, -1))
-    return (solved.coupling().to(table) * table).sum((-2, -1)) * table.shape[-2]
+    return torch.einsum("...ij,...ij->...", solved.coupling().to(table), table) * table.shape[-2]
 
 
 def seen_from(problem: Problem, maps: Mapping[int, AxisMap], outer: Axis, inner: Axis, values: Tensor) -> Tensor:
@@ -69,18 +69,27 @@ def seen_from(problem: Problem, maps: Mapping[int, AxisMap], outer: Axis, inner:
     return found
 
 
-def agreement(problem: Problem, maps: Mapping[int, AxisMap], id: int, correlations: Tensor, weight: float) -> Agreement:
+@dataclass(frozen=True, eq=False)
+class Quality:
+    """What the last visit of an axis showed: correlations of matched units, and of unit i with unit i, summed up for
+    each member of the family (None where widths differ). ``weight`` is how many correlations are in each entry."""
+
+    matched: Tensor
+    same: Tensor | None
+    weight: float
+
+
+def agreement(problem: Problem, maps: Mapping[int, AxisMap], id: int, quality: Quality) -> Agreement:
     """How well an axis is matched, in those contexts that are matched with each other."""
-    axis, solved, correlations = problem.moving[id], maps[id].to("cpu"), correlations.cpu()
+    axis, solved = problem.moving[id], maps[id].to("cpu")
     mass = _mass(problem, maps, axis)
-    n, m = correlations.shape[-2:]
-    value = float((mass * optimum(solved, correlations)).sum()) / (weight * n)
+    n = problem.sizes_a[id]
+    value = float((mass * quality.matched.cpu()).sum()) / (quality.weight * n)
     same = _diagonal(problem, axis, mass)
-    kept = float((same * _trace(problem, axis, solved.coupling().to(mass))).sum())
+    kept = float((same * _same_mass(problem, axis, solved).to(mass)).sum())
     before = None
-    if n == m and all(problem.sizes_a[key] == problem.sizes_b[key] for key in problem.context(axis)):
-        diagonal = _trace(problem, axis, correlations)
-        before = float(diagonal.mean()) / (weight * n)
+    if quality.same is not None and all(problem.sizes_a[k] == problem.sizes_b[k] for k in problem.context(axis)):
+        before = float(_diagonal(problem, axis, quality.same.cpu()).double().mean()) / (quality.weight * n)
     return Agreement(value, before, max(0.0, 1 - kept))
 
 
@@ -109,9 +118,13 @@ def _diagonal(problem: Problem, axis: Axis, table: Tensor) -> Tensor:
     return table
 
 
-def _trace(problem: Problem, axis: Axis, table: Tensor) -> Tensor:
-    """Sums of the entries of unit i with unit i, for contexts of the same index."""
-    return _diagonal(problem, axis, table.diagonal(dim1=-2, dim2=-1).sum(-1))
+def _same_mass(problem: Problem, axis: Axis, solved: AxisMap) -> Tensor:
+    """The mass that unit i has with unit i, for contexts of the same index."""
+    if solved.index is not None:
+        kept = (solved.index == torch.arange(solved.index.shape[-1])).double().mean(-1)
+    else:
+        kept = solved.coupling().diagonal(dim1=-2, dim2=-1).sum(-1)
+    return _diagonal(problem, axis, kept)
 
 
 def _lead_keys(problem: Problem, axis: Axis) -> list[_Key]:

@@ -1,0 +1,89 @@
+"""More than one model onto the target at once: what the schemes of :mod:`graphfuse.transport.schemes` work on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from graphfuse.config import FuseConfig
+from graphfuse.correspond import Correspondence
+from graphfuse.costs.activations import ActivationEvidence
+from graphfuse.costs.blend import BlendEvidence
+from graphfuse.costs.evidence import Evidence, Problem
+from graphfuse.costs.moments import Measure
+from graphfuse.costs.reference import MeanLockstep, mean_weights
+from graphfuse.costs.weights import WeightEvidence
+from graphfuse.errors import ConfigError
+from graphfuse.lockstep import Batch, Lockstep
+from graphfuse.maps import Maps
+from graphfuse.relative import relative
+from graphfuse.symmetry import TensorLabel
+from graphfuse.transport.coordinate import Solution, coordinate
+from graphfuse.transport.schemes import Joint, jointly
+
+
+@dataclass(frozen=True, eq=False)
+class Together:
+    """Several models, the problem of matching each with the target, and what they are compared by."""
+
+    problems: Sequence[Problem]
+    relation: Correspondence
+    states: Sequence[Mapping[str, Tensor]]
+    lockstep: Lockstep
+    data: Sequence[Batch]
+    labels: Sequence[TensorLabel]
+    config: FuseConfig
+    method: str
+    measure: Measure
+
+    def solve(self, start: Sequence[Maps]) -> Joint:
+        """Match all models with each other, given the maps of each onto the target.
+
+        Raises
+        ------
+        ConfigError
+            The scheme is cycle and the models' widths differ.
+        """
+        if self.config.scheme == "cycle":
+            self._check_sizes()
+        shares, sizes = self.config.shares(len(self.states)), self.relation.sizes
+        joint = jointly(start, shares, self.realign, self.config.rounds, self.config.tolerance)
+        maps = [found.maps for found in joint.solutions]
+        if not all(found.hard for each in maps for found in each.values()):
+            return joint
+        target = self.relation.target
+        moving = self.problems[target].moving
+        turned = [relative(maps[target], each, moving, sizes[target]) for each in maps]
+        turned[target] = {}
+        return replace(joint, solutions=tuple(replace(s, maps=m) for s, m in zip(joint.solutions, turned, strict=True)))
+
+    def realign(self, k: int, maps: Sequence[Maps], shares: Sequence[float]) -> Solution:
+        """Match one model with the mean of all, starting from its own maps."""
+        evidence = self._evidence(k, maps, shares)
+        return coordinate(self.problems[k], evidence, self.config, self.measure, maps[k])
+
+    def _evidence(self, k: int, maps: Sequence[Maps], shares: Sequence[float]) -> Evidence:
+        relation, problem = self.relation, self.problems[k]
+        mean = mean_weights(self.labels, self.states, maps, shares, relation.sizes, relation.target)
+        weights = WeightEvidence(problem, self.labels, mean, self.states[k], standard=True)
+        if self.method == "weights":
+            return weights
+        lockstep = MeanLockstep(
+            self.lockstep.models, relation, self.states, self.lockstep.retrace, self.lockstep.notes,
+            self.lockstep.known, maps, shares, k,
+        )  # fmt: skip
+        blend = self.method == "blend"
+        activations = ActivationEvidence(problem, lockstep, self.data, weights, keep=blend)
+        return BlendEvidence(activations, weights, self.config.blend) if blend else activations
+
+    def _check_sizes(self) -> None:
+        for k, problem in enumerate(self.problems):
+            for axis in problem.axes:
+                if problem.sizes_a[axis.id] != problem.sizes_b[axis.id]:
+                    raise ConfigError(
+                        f"config: scheme: cycle needs models of one width, but {axis.name} has size "
+                        f"{problem.sizes_a[axis.id]} in model {self.relation.target} and {problem.sizes_b[axis.id]} "
+                        f"in model {k}.\n  what to do: use scheme barycenter"
+                    )
