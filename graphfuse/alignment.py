@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -150,6 +150,9 @@ def _traced(progress: Progress | None, total: int) -> Callable[[int], None]:
 
 def match(prepared: Prepared, progress: Progress | None = None) -> Alignment:
     """Solve the maps of every model onto the target."""
+    if prepared.config.scheme == "cycle":
+        permutations = prepared.config.model_copy(update={"symmetry": "permutation"})
+        prepared = replace(prepared, config=permutations)
     relation, config = prepared.correspondence, prepared.config
     graph, target, count = relation.graph, relation.target, len(prepared.models)
     notes = [*prepared.notes, *relation.notes]

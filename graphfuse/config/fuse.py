@@ -67,7 +67,7 @@ class FuseConfig(Settings):
         "anchor",
         description="How several models are matched. anchor: each with the target. barycenter: each with the mean of "
         "the others, again and again, so that none is privileged; widths may differ. cycle: the same with one-to-one "
-        "maps only, which agree around every cycle of models; refused where that cannot be had.",
+        "maps only (no rotations either), which agree around every cycle of models; refused where that cannot be had.",
     )
     rounds: int = Field(10, ge=1, description="Upper bound of the rounds of schemes barycenter and cycle.")
     weights: tuple[Annotated[float, Field(ge=0)], ...] | None = Field(
@@ -109,8 +109,6 @@ class FuseConfig(Settings):
         solvers = [self.solver, *(role.solver for role in self.roles.values() if role.solver is not None)]
         if self.scheme == "cycle" and any(solver != "assignment" for solver in solvers):
             raise ValueError("scheme cycle needs one-to-one maps; use solver assignment, or scheme barycenter")
-        if self.scheme == "cycle" and self.symmetry == "full":
-            raise ValueError("scheme cycle needs one-to-one maps; leave symmetry as it is, or use scheme barycenter")
         return self
 
     def shares(self, count: int) -> tuple[float, ...]:
