@@ -17,6 +17,7 @@ from graphfuse.correspond import Correspondence, correspond
 from graphfuse.costs.activations import ActivationEvidence
 from graphfuse.costs.blend import BlendEvidence
 from graphfuse.costs.evidence import Evidence, Problem
+from graphfuse.costs.magnitude import magnitudes
 from graphfuse.costs.moments import Measure
 from graphfuse.costs.weights import WeightEvidence
 from graphfuse.errors import CheckpointError, ConfigError, CorrespondenceError, DataError
@@ -26,7 +27,11 @@ from graphfuse.maps import identity
 from graphfuse.matching import Form, Tracer, call_of, forms_of, without_gains
 from graphfuse.roles import ROLES
 from graphfuse.rulebook import load_rules
-from graphfuse.transport.coordinate import coordinate
+from graphfuse.symmetry import Axis
+from graphfuse.transport.circuit import wire
+from graphfuse.transport.coordinate import Solution, coordinate
+from graphfuse.transport.flow import WEIGHTED, flow, places_of
+from graphfuse.transport.wires import Wire, Wiring
 
 __all__ = ["Aligned", "Alignment", "Prepared", "Progress", "align", "match", "prepare"]
 
@@ -128,7 +133,7 @@ def prepare(
     forms = forms_of(models, args, kwargs or {}, found, settings, tracer, _traced(progress, len(models)))
     calls = [call_of(models[settings.target], form.model, args, kwargs or {}) for form in forms]
     folds: tuple[Fold, ...] = ()
-    if settings.symmetry == "full":
+    if settings.symmetry == "full" and settings.driver == "coordinate":
         forms, folds = without_gains(forms, calls, tracer, settings.target)
     models = tuple(form.model for form in forms)
     graphs = [tracer(model, *call) for model, call in zip(models, calls, strict=True)]
@@ -148,19 +153,23 @@ def match(prepared: Prepared, progress: Progress | None = None) -> Alignment:
     """Solve the maps of every model onto the target."""
     relation, config = prepared.correspondence, prepared.config
     graph, target = relation.graph, relation.target
-    notes = [*prepared.notes, *relation.notes]
+    wiring = _wiring(prepared)
+    notes = [*prepared.notes, *relation.notes, *wiring.notes]
+    moving, labelled = {wire.axis.id for wire in wiring.wires}, wiring.labelled
+    still = [axis for axis in relation.free if axis.id in labelled and axis.id not in moving]
     models: list[Aligned] = []
     for k in range(len(prepared.models)):
+        sizes = wiring.sizes(relation.sizes[k])
         if k == target:
-            models.append(Aligned(dict(relation.sizes[k])))
+            models.append(Aligned(sizes))
             continue
-        problem = _problem(relation, config, k)
-        evidence = _evidence(prepared, problem, k, notes, progress)
-        found = coordinate(problem, evidence, config, _measure(config, prepared.method))
-        kept = {axis.id: identity(axis.id, axis.size) for axis in relation.free if axis.id not in problem.moving}
+        _check_still(prepared, still, k)
+        own = wiring.without(relation.absent[k], relation.axes[k])
+        found = _solved(prepared, own, k, notes, progress)
+        rest = (wire.axis for wire in wiring.wires if wire.axis.id not in found.maps)
+        kept = {axis.id: identity(axis.id, axis.size) for axis in (*still, *rest)}
         models.append(Aligned(
-            dict(relation.sizes[k]), {**found.maps, **kept}, found.agreement, found.sweeps, relation.absent[k],
-            prepared.forms[k].layers,
+            sizes, {**found.maps, **kept}, found.agreement, found.sweeps, relation.absent[k], prepared.forms[k].layers
         ))  # fmt: skip
         notes += _remarks(models[-1], k, target)
         if progress is not None:
@@ -168,62 +177,76 @@ def match(prepared: Prepared, progress: Progress | None = None) -> Alignment:
     return Alignment(
         target=target,
         method=prepared.method,
-        axes=relation.free,
-        labels=dict(graph.tensors),
+        axes=(*(wire.axis for wire in wiring.wires), *still) if config.driver == "flow" else relation.free,
+        labels=dict(wiring.labels),
         aliases=dict(graph.captured.aliases),
         models=tuple(models),
         folds=prepared.folds,
         notes=tuple(dict.fromkeys([*notes, *prepared.lockstep.notes])),
+        nodes=wiring.nodes,
     )
 
 
 # ---------------------------------------------------------------------- steps
 
 
-def _problem(relation: Correspondence, config: FuseConfig, k: int) -> Problem:
-    """The axes to be matched: those free in both models, less those that the config keeps as they are."""
-    axes = []
-    for axis in (axis for axis in relation.free if axis.id in relation.axes[k]):
-        if config.for_axis(axis.name, axis.role).align:
-            axes.append(axis)
-        elif relation.sizes[k][axis.id] != axis.size:
-            raise ConfigError(
-                f"config: roles: {axis.name} is not to be aligned, but its size is {axis.size} in model "
-                f"{relation.target} and {relation.sizes[k][axis.id]} in model {k}.\n"
-                "  what to do: align it; only axes of equal size can be kept as they are"
-            )
-    return Problem(tuple(axes), relation.sizes[relation.target], relation.sizes[k])
+def _wiring(prepared: Prepared) -> Wiring:
+    """The axes to be matched, and what stands in for them in the labels: themselves, unless maps flow along edges."""
+    relation, config = prepared.correspondence, prepared.config
+    axes = [axis for axis in relation.free if config.for_axis(axis.name, axis.role).align]
+    if config.driver == "flow":
+        return wire(relation.graph, axes, config.flow)
+    wires = tuple(Wire(axis, (axis.id,)) for axis in axes)
+    return Wiring(wires, relation.graph.tensors, prepared.lockstep.layouts)
 
 
-def _evidence(prepared: Prepared, problem: Problem, k: int, notes: list[str], progress: Progress | None) -> Evidence:
-    relation, target = prepared.correspondence, prepared.correspondence.target
-    graph = relation.graph
+def _solved(prepared: Prepared, wiring: Wiring, k: int, notes: list[str], progress: Progress | None) -> Solution:
+    """The maps of one model."""
+    relation, config, target = prepared.correspondence, prepared.config, prepared.correspondence.target
+    axes = tuple(wire.axis for wire in wiring.wires)
+    problem = Problem(axes, wiring.sizes(relation.sizes[target]), wiring.sizes(relation.sizes[k]))
+    measure, flows = _measure(config, prepared.method), config.driver == "flow"
+    spots = places_of(wiring, config) if flows else set()
+    pair = None
+    if prepared.method != "weights" or spots:
+        _check_same_ops(prepared, k)
+        pair = _pair(prepared, wiring, k, notes)
+    evidence = _evidence(prepared, problem, wiring, k, pair, progress)
+    if not flows:
+        return coordinate(problem, evidence, config, measure)
+    sizes = magnitudes(problem, pair, prepared.data, spots, prepared.states[target]) if pair is not None else {}
+    return flow(problem, wiring, evidence, config, measure, sizes)
+
+
+def _evidence(
+    prepared: Prepared, problem: Problem, wiring: Wiring, k: int, pair: Lockstep | None, progress: Progress | None
+) -> Evidence:
+    graph, target = prepared.correspondence.graph, prepared.correspondence.target
     parameters = {slot.name for slot in graph.captured.inputs if slot.kind == "parameter"}
-    labels = [label for name, label in graph.tensors.items() if name in parameters - relation.absent[k]]
-    weights = WeightEvidence(problem, labels, prepared.states[target], prepared.states[k])
-    if prepared.method == "weights":
+    labels = [label for name, label in wiring.labels.items() if name in parameters - prepared.correspondence.absent[k]]
+    flows = prepared.config.driver == "flow"
+    rows = {wire.axis.id: wire.tensors for wire in wiring.wires} if flows else None
+    weights = WeightEvidence(problem, labels, prepared.states[target], prepared.states[k], rows)
+    if prepared.method == "weights" or pair is None:
         return weights
-    if not relation.nodes[k]:
-        raise CorrespondenceError(
-            f"models {target} and {k} have the same parameters but run other ops, so their activations cannot be "
-            "compared.\n  what to do: use method weights"
-        )
-    pair = _pair(prepared.lockstep, target, k, notes)
-    activations = ActivationEvidence(problem, pair, prepared.data, weights, progress)
+    shown = {wire.axis.id: wire.sites for wire in wiring.wires} if flows else None
+    activations = ActivationEvidence(problem, pair, prepared.data, weights, progress, shown)
     share = prepared.config.blend
     return BlendEvidence(activations, weights, share) if prepared.method == "blend" else activations
 
 
-def _pair(lockstep: Lockstep, target: int, k: int, notes: list[str]) -> Lockstep:
+def _pair(prepared: Prepared, wiring: Wiring, k: int, notes: list[str]) -> Lockstep:
     """The lockstep of the target and one other model."""
-    relation = lockstep.correspondence
-    states = lockstep.states or [state_of(model) for model in lockstep.models]
+    lockstep, relation, states = prepared.lockstep, prepared.correspondence, prepared.states
+    target = relation.target
     return Lockstep(
         [lockstep.models[target], lockstep.models[k]],
         correspond([relation.graphs[target], relation.graphs[k]], 0, [(), relation.absent[k]]),
         [states[target], states[k]],
         lockstep.retrace,
         notes,
+        wiring.nodes,
+        wiring.sizes,
     )
 
 
@@ -261,7 +284,35 @@ def _some(models: Sequence[nn.Module], config: FuseConfig) -> tuple[nn.Module, .
     return models
 
 
+def _check_still(prepared: Prepared, still: Sequence[Axis], k: int) -> None:
+    """Axes that keep their order must have one size."""
+    relation, config = prepared.correspondence, prepared.config
+    for axis in still:
+        other = relation.sizes[k].get(axis.id, axis.size)
+        if other != axis.size:
+            kept = config.for_axis(axis.name, axis.role).align
+            why = f"flow.heads: {config.flow.heads} keeps" if kept else "roles:"
+            raise ConfigError(
+                f"config: {why} {axis.name} {'in order' if kept else 'is not to be aligned'}, but its size is "
+                f"{axis.size} in model {relation.target} and {other} in model {k}.\n"
+                "  what to do: align it; only axes of equal size can be kept as they are"
+            )
+
+
+def _check_same_ops(prepared: Prepared, k: int) -> None:
+    if not prepared.correspondence.nodes[k]:
+        raise CorrespondenceError(
+            f"models {prepared.correspondence.target} and {k} have the same parameters but run other ops, so their "
+            "activations cannot be compared.\n  what to do: use method weights"
+        )
+
+
 def _method(config: FuseConfig, has_data: bool) -> Literal["weights", "activations", "blend"]:
+    if config.driver == "flow" and config.flow.residual in WEIGHTED and not has_data:
+        raise DataError(
+            f"flow.residual {config.flow.residual} weighs by activations, but there is no data.\n"
+            "  what to do: pass data, or use residual: mean"
+        )
     if config.method == "auto":
         return "activations" if has_data else "weights"
     if config.method != "weights" and not has_data:

@@ -159,6 +159,10 @@ class Lockstep:
         Weights to run with instead of the models' own.
     retrace : callable
         ``(model, args, kwargs) -> SymmetryGraph``, for batches of another shape.
+    labels : mapping, optional
+        Labels of the target's nodes to be used in place of its graph's own, with axes of their own.
+    resized : callable
+        Sizes of the graph's axes -> those of all axes in ``labels``.
     """
 
     models: Sequence[nn.Module]
@@ -166,12 +170,14 @@ class Lockstep:
     states: Sequence[Mapping[str, Tensor]] | None = None
     retrace: Retrace = trace
     notes: list[str] = field(default_factory=list)
+    labels: Mapping[str, tuple[Layout | None, ...]] | None = None
+    resized: Callable[[Mapping[int, int]], Mapping[int, int]] = dict
     _known: dict[Any, tuple[Correspondence, Correspondence] | None] = field(default_factory=dict)
 
     @cached_property
     def layouts(self) -> Mapping[str, tuple[Layout | None, ...]]:
         """The labels of all nodes of the target's graph."""
-        return node_layouts(self.correspondence.graph)
+        return node_layouts(self.correspondence.graph) if self.labels is None else self.labels
 
     def run(self, batch: Batch, wanted: Collection[str]) -> Iterator[Moment]:
         """Values of the wanted nodes (names of the target's graph), in order.
@@ -210,7 +216,7 @@ class Lockstep:
         for i, dims in enumerate(self.layouts[name]):
             parts = tuple(value[i] if isinstance(value, tuple | list) else value for value in values)
             if dims is not None and all(isinstance(part, Tensor) for part in parts):
-                yield Moment(name, dims, parts, names.sizes[1:])
+                yield Moment(name, dims, parts, tuple(map(self.resized, names.sizes[1:])))
 
     def graphs(self, batch: Batch) -> tuple[Correspondence, Correspondence] | None:
         """Graphs that fit a batch, related to each other and to the graphs of the examples."""

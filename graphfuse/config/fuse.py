@@ -15,11 +15,13 @@ from pydantic_core import ErrorDetails
 
 from graphfuse.config.base import Settings, nearest
 from graphfuse.config.calibrate import CalibrateConfig
+from graphfuse.config.flow import FlowConfig
 from graphfuse.config.refine import RefineConfig
 from graphfuse.config.transport import Metric, RoleConfig, Solver
 from graphfuse.errors import ConfigError
 
 Method = Literal["auto", "weights", "activations", "blend"]
+Driver = Literal["coordinate", "flow"]
 
 
 class FuseConfig(Settings):
@@ -34,6 +36,14 @@ class FuseConfig(Settings):
         "full",
         description="Which maps are considered. permutation: units are matched with units; full: axes between norms "
         "and inside attention heads are rotated where their class allows it (gains of norms are folded first).",
+    )
+    driver: Driver = Field(
+        "coordinate",
+        description="coordinate: one map for each axis, from all that it touches, in sweeps; flow: maps on edges, one "
+        "pass in the order of the graph, each from what its producer alone shows (symmetry is then permutation).",
+    )
+    flow: FlowConfig = Field(
+        default_factory=lambda: FlowConfig.model_validate({}), description="How maps flow when driver is flow."
     )
     solver: Solver = Field(
         "assignment",
@@ -127,8 +137,11 @@ class FuseConfig(Settings):
             raise ConfigError("\n".join(_explain(where, detail) for detail in error.errors())) from None
 
     def for_axis(self, name: str, role: str) -> RoleConfig:
-        """Settings of one axis: those given under its name, else under its role, else the defaults."""
-        given = self.roles.get(name) or self.roles.get(role) or RoleConfig.model_validate({})
+        """Settings of one axis: those given under its name, else under its role, else the defaults.
+
+        What follows ``@`` in a name tells the maps of one axis apart, and has no settings of its own.
+        """
+        given = self.roles.get(name.partition("@")[0]) or self.roles.get(role) or RoleConfig.model_validate({})
         return RoleConfig(
             align=given.align,
             solver=given.solver or self.solver,

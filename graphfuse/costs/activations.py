@@ -69,6 +69,8 @@ class ActivationEvidence:
         For axes that no activation shows.
     progress : callable, optional
         Called with ("activations", batches done, batches).
+    shown_at : mapping, optional
+        Axis number -> nodes that show it; by default those at which it is written (:func:`sites`).
     """
 
     repeats = False
@@ -80,10 +82,11 @@ class ActivationEvidence:
         data: Sequence[Batch],
         fallback: Evidence,
         progress: Progress | None = None,
+        shown_at: Mapping[int, Sequence[str]] | None = None,
     ) -> None:
         self.problem = problem
         self._lockstep, self._data, self._fallback, self._progress = lockstep, data, fallback, progress
-        known = sites(lockstep.correspondence.graph)
+        known = sites(lockstep.correspondence.graph) if shown_at is None else shown_at
         self._sites = {axis.id: known.get(axis.id, ()) for axis in problem.axes}
         self._seen: dict[int, dict[tuple[str, int], Moments]] = {}
 

@@ -55,6 +55,8 @@ class WeightEvidence:
         Tensors to compare, in A's labels: the parameters. Constant ones (fresh gains and biases) tell nothing.
     state_a, state_b : mapping
         Canonical name -> tensor.
+    written_by : mapping, optional
+        Axis number -> tensors whose rows alone are its evidence; by default all that it touches is.
     """
 
     repeats = True
@@ -65,8 +67,9 @@ class WeightEvidence:
         labels: Sequence[TensorLabel],
         state_a: Mapping[str, Tensor],
         state_b: Mapping[str, Tensor],
+        written_by: Mapping[int, Collection[str]] | None = None,
     ) -> None:
-        self.problem = problem
+        self.problem, self._written_by = problem, written_by
         self._patches: dict[int, list[_Patch]] = {axis.id: [] for axis in problem.axes}
         for label in labels:
             pair = _comparable(state_a[label.name], state_b[label.name])
@@ -75,7 +78,8 @@ class WeightEvidence:
                 continue
             for cell in cells(pair, label.dims, (problem.sizes_a, problem.sizes_b)):
                 for id in dict.fromkeys(axis for axis in cell.axes if axis in problem.moving):
-                    self._patches[id].append(_Patch(cell, label.consumed, scale))
+                    if written_by is None or label.name in written_by[id]:
+                        self._patches[id].append(_Patch(cell, label.consumed, scale))
 
     def ready(self, pending: Sequence[Axis], maps: Maps) -> Sequence[Axis]:
         """The axis that most resolved features speak about, an inner axis before those that it depends on."""
@@ -88,7 +92,7 @@ class WeightEvidence:
         """Moments over all features of the axis whose other axes have maps."""
         total: Moments | None = None
         for patch in self._patches[axis.id]:
-            for position in _places(patch.cell, axis.id):
+            for position in self._places(patch, axis.id):
                 if judges(patch.cell.axes, position, self.problem, maps):
                     total = self._patch_moments(patch, axis, position, maps).merge(total)
         return [total] if total is not None else []
@@ -101,11 +105,16 @@ class WeightEvidence:
         found = gram(left, carried, position, along, context)
         return found.rescaled(scale.shift_a, scale.scale_a, scale.shift_b, scale.scale_b)
 
+    def _places(self, patch: _Patch, axis: int) -> list[int]:
+        """Where an axis stands in a patch, so that it is evidence."""
+        cell, rows = patch.cell, self._written_by is not None
+        return [p for p, x in enumerate(cell.axes) if x == axis and not (rows and patch.consumed[cell.origin[p]])]
+
     def _features(self, axis: Axis, maps: Collection[int]) -> float:
         """Resolved features for each unit of an axis."""
         count = 0.0
         for patch in self._patches[axis.id]:
-            for position in _places(patch.cell, axis.id):
+            for position in self._places(patch, axis.id):
                 if judges(patch.cell.axes, position, self.problem, maps):
                     family = self.problem.context(axis) + self.problem.along(axis)
                     units = axis.size
@@ -113,10 +122,6 @@ class WeightEvidence:
                         units *= self.problem.sizes_a[key]
                     count += patch.numel / units
         return count
-
-
-def _places(cell: Cell, axis: int) -> list[int]:
-    return [p for p, other in enumerate(cell.axes) if other == axis]
 
 
 def _comparable(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

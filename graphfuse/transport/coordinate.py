@@ -39,7 +39,7 @@ class Solution:
 
 
 @dataclass(eq=False)
-class _State:
+class State:
     """Maps so far, and what each axis' last visit showed.
 
     ``values`` holds the optimum of each member of a family, by measure; ``tables`` the correlations of its units, and
@@ -72,19 +72,19 @@ def coordinate(problem: Problem, evidence: Evidence, config: FuseConfig, measure
     Solution
         One-to-one maps are in index form.
     """
-    state, solver = _State(), _Solver(config)
+    state, solver = State(), Solver(config)
     soft = _schedule(config) if evidence.repeats else ()
     pending = list(problem.axes)
     while pending:
         for axis in evidence.ready(pending, state.maps):
-            _visit(problem, evidence, measure, axis, state, solver.at(soft[0] if soft else None))
+            visit(problem, evidence, measure, axis, state, solver.at(soft[0] if soft else None))
             pending.remove(axis)
     sweeps, best, order = 1, float("-inf"), random.Random(config.seed)
     while evidence.repeats and sweeps < config.sweeps:
         before, now = dict(state.maps), solver.at(soft[sweeps] if sweeps < len(soft) else None)
         for family in order.sample(problem.families, len(problem.families)):
             for axis in family:
-                _visit(problem, evidence, measure, axis, state, now)
+                visit(problem, evidence, measure, axis, state, now)
         sweeps += 1
         total = _objective(problem, state)
         if sweeps > len(soft) + 1 and (total - best <= config.tolerance * abs(total) or _same(before, state.maps)):
@@ -101,13 +101,13 @@ def _schedule(config: FuseConfig) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True)
-class _Solver:
+class Solver:
     """The solver of each axis; ``soft`` is set during the soft first sweeps."""
 
     config: FuseConfig
     soft: float | None = None
 
-    def at(self, soft: float | None) -> _Solver:
+    def at(self, soft: float | None) -> Solver:
         return replace(self, soft=soft)
 
     def rotates(self, axis: Axis) -> bool:
@@ -128,7 +128,7 @@ class _Solver:
         return AxisMap(axis.id, context, along, plan=solve(-gain, solver, strength).float())
 
 
-def _visit(problem: Problem, evidence: Evidence, measure: Measure, axis: Axis, state: _State, solver: _Solver) -> None:
+def visit(problem: Problem, evidence: Evidence, measure: Measure, axis: Axis, state: State, solver: Solver) -> None:
     """Solve one axis with the maps of the others as they are."""
     entries = evidence.moments(axis, state.maps)
     inner = [id for id in problem.nearest[axis.id] if id in state.values]
@@ -152,7 +152,7 @@ def _visit(problem: Problem, evidence: Evidence, measure: Measure, axis: Axis, s
     )
 
 
-def _objective(problem: Problem, state: _State) -> float:
+def _objective(problem: Problem, state: State) -> float:
     """What the outermost axes' last visits reached; an inner axis' optimum is part of it."""
     return sum(value for id, value in state.objective.items() if not problem.context(problem.moving[id]))
 
