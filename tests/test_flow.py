@@ -51,7 +51,87 @@ class Patches(nn.Module):
         return self.head(x[:, 0])
 
 
-CASES = {**ZOO, "patches": (Patches, lambda: images(16))}
+class Skipping(nn.Module):
+    """One skip around one branch."""
+
+    def __init__(self, width: int = 8, hidden: int = 11) -> None:
+        super().__init__()
+        self.inp, self.up = nn.Linear(5, width), nn.Linear(width, hidden)
+        self.down, self.head = nn.Linear(hidden, width), nn.Linear(width, 3)
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.down(torch.relu(self.up(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inp(x)
+        return self.head(x + self.branch(x))
+
+
+class Stacked(nn.Module):
+    """Queries, keys and values as three slices of one projection, selected in another order than they lie in."""
+
+    def __init__(self, width: int = 24, heads: int = 4) -> None:
+        super().__init__()
+        self.heads, self.inp, self.qkv = heads, nn.Linear(5, width), nn.Linear(width, 3 * width)
+        self.out, self.head = nn.Linear(width, width), nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inp(x)
+        v, k, q = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).flip(0).unbind(0)
+        y = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.head(x + self.out(y))
+
+
+class Twice(Skipping):
+    """The same weights used twice: what the second use reads has another map than what the first one reads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inp(x)
+        x = x + self.branch(x)
+        return self.head(x + self.branch(x))
+
+
+class Gated(nn.Module):
+    """Channels gated by a function of themselves, then a state updated step by step."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.inp, self.squeeze, self.excite = nn.Linear(5, width), nn.Linear(width, 6), nn.Linear(6, width)
+        self.cell, self.head = nn.GRUCell(width, 7), nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inp(x)
+        x = x * torch.sigmoid(self.excite(torch.relu(self.squeeze(x))))
+        h = self.cell(x)
+        return self.head(self.cell(x * 0.5, h))
+
+
+class Queries(nn.Module):
+    """Learned queries, worked on before they see any data, and joined on both sides."""
+
+    def __init__(self, width: int = 12, count: int = 5) -> None:
+        super().__init__()
+        self.queries, self.mix = nn.Parameter(torch.randn(count, width)), nn.Linear(width, width)
+        self.inp, self.q, self.k, self.v = (
+            nn.Linear(n, m) for n, m in ((6, width), (width, 9), (width, 9), (width, 10))
+        )
+        self.out, self.head = nn.Linear(10, width), nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, y = self.inp(x), self.queries + torch.relu(self.mix(self.queries))
+        scores = (self.q(y) @ self.k(x).transpose(-1, -2)).softmax(-1)
+        return self.head(y + self.out(scores @ self.v(x)))
+
+
+CASES = {
+    **ZOO,
+    "patches": (Patches, lambda: images(16)),
+    "skipping": (Skipping, lambda: torch.randn(64, 5)),
+    "stacked": (Stacked, lambda: torch.randn(16, 6, 5)),
+    "twice": (Twice, lambda: torch.randn(64, 5)),
+    "gated": (Gated, lambda: torch.randn(64, 5)),
+    "queries": (Queries, lambda: torch.randn(16, 7, 6)),
+}
 
 
 def flowing(prepared: Prepared, method: str | None = None, **settings: Any) -> Alignment:
@@ -88,7 +168,7 @@ def test_a_planted_permutation_is_recovered_under_every_policy(name: str) -> Non
             assert_same(found.apply(state_of(other), 1), expected, 0)
 
 
-@pytest.mark.parametrize("name", ["decoder", "encoder", "grouped", "patches"])
+@pytest.mark.parametrize("name", ["decoder", "encoder", "grouped", "patches", "stacked"])
 def test_a_planted_permutation_is_recovered_in_every_kind_of_attention(name: str) -> None:
     build, inputs = CASES[name]
     model, x = scaled(build()), inputs()
