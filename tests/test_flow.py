@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import graphfuse
-from graphfuse.alignment import Alignment, Prepared, match, prepare
+from graphfuse.alignment import Alignment, Prepared, match
+from graphfuse.alignment import prepare as prepare_any
 from graphfuse.axes import walk_leaves
 from graphfuse.calibrate.walk import lanes_of
 from graphfuse.capture import state_of
@@ -134,6 +135,11 @@ CASES = {
     "gated": (Gated, lambda: torch.randn(64, 5)),
     "queries": (Queries, lambda: torch.randn(16, 7, 6)),
 }
+
+
+def prepare(models: list[nn.Module], data: list[Tensor]) -> Prepared:
+    """Models as they are: gains of norms stay, as maps flow through them."""
+    return prepare_any(models, data=data, config={"driver": "flow"})
 
 
 def flowing(prepared: Prepared, method: str | None = None, **settings: Any) -> Alignment:
@@ -415,8 +421,8 @@ def test_calibration_moves_activations_by_the_maps_of_their_places() -> None:
     branch = other.branch(skip)
     places = {"linear": ("@inp", skip), "linear_2": ("@down", branch), "add": ("", skip + branch)}
     for node, (place, value) in places.items():
-        assert lane.comparable(node, found.models)
-        assert_close(lane.aligned(node, found.models)[1], value @ by_name[f"residual.0{place}"].rows().T)
+        assert lane.comparable(node, found.models, (0, 1))
+        assert_close(lane.aligned(node, found.models, (0, 1))[1], value @ by_name[f"residual.0{place}"].rows().T)
 
 
 def test_a_model_fused_with_its_permuted_self_is_itself() -> None:
@@ -425,6 +431,17 @@ def test_a_model_fused_with_its_permuted_self_is_itself() -> None:
     for flow in ({}, {"residual": "weighted_scalar", "heads": "free", "qk": "separate"}):
         result = graphfuse.fuse([model, other], data=[x], config={"driver": "flow", "flow": flow})
         assert_close(result.model(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_that_the_other_model_lacks_has_no_say_in_the_stream() -> None:
+    deep, x = scaled(Decoder(depth=2)), ids(16, vocabulary=31)
+    shallow = Decoder(depth=1)
+    state = {name: value for name, value in deep.state_dict().items() if not name.startswith("blocks.1")}
+    shallow.load_state_dict(state)
+    other = planted(shallow.eval(), x)
+    config = {"driver": "flow", "layers": {0: 0}}
+    found = graphfuse.align([deep, other], data=[x], config=config)
+    assert_same(found.apply(state_of(other), 1), dict(state_of(shallow)), 0)
 
 
 def test_settings_of_roles_hold_for_all_maps_of_an_axis() -> None:

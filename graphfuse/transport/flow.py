@@ -59,7 +59,7 @@ def flow(
     Solution
         A map for each wire. The combined ones have no agreement of their own.
     """
-    state, solver = State(), Solver(config)
+    state, solver = State(), Solver(config.model_copy(update={"symmetry": "permutation"}))
     made = {wire.axis.id: wire for wire in wiring.wires if wire.join is None}
     pending = [wire.axis for wire in made.values()]
     for wire in wiring.wires:
