@@ -19,6 +19,7 @@ import hashlib
 import importlib
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -128,7 +129,7 @@ def run_cell(tool: str, ready: Ready, seed: int, limit: float) -> dict[str, Any]
     process.start()
     send.close()
     try:
-        record = receive.recv() if receive.poll(4 * limit) else None
+        record = receive.recv() if receive.poll(20 * limit) else None
     except EOFError:
         record = None
     if record is None and process.is_alive():
@@ -173,12 +174,12 @@ def version(tool: str) -> str:
     return "graphfuse " + "+".join(part[:8] for part in done.stdout.split())
 
 
-def run_list(which: str, tools: list[str], limit: float, again: bool, seed: int = 0) -> None:
-    """Measure the cells of a list that have no record yet."""
+def run_list(which: str, tools: list[str], limit: float, again: bool, only: str = "", seed: int = 0) -> None:
+    """Measure the cells of a list that have no record yet, of models whose name has ``only`` (a pattern) in it."""
     known = {(r["tool"], r["model"], r.get("version")) for r in load("coverage") if r["list"] == which and not again}
     for case in LISTS[which]():
         todo = [tool for tool in tools if (tool, case.name, version(tool)) not in known]
-        if not todo:
+        if not todo or not re.search(only, case.name):
             continue
         try:
             ready = prepared(case, seed)
@@ -257,6 +258,7 @@ def main() -> None:
     parser.add_argument("--list", choices=LISTS, default="field")
     parser.add_argument("--tools", default=",".join(TOOLS), help="of: " + ", ".join(TOOLS))
     parser.add_argument("--limit", type=float, default=60.0, help="seconds for each cell")
+    parser.add_argument("--only", default="", metavar="PATTERN", help="models whose name has this in it")
     parser.add_argument("--again", action="store_true", help="measure cells again that have a record")
     parser.add_argument("--table", action="store_true", help="only print the table of the latest records")
     options = parser.parse_args()
@@ -265,7 +267,7 @@ def main() -> None:
         for tool in options.tools.split(","):
             if TOOLS[tool][0]:
                 _folder(tool)
-        run_list(options.list, options.tools.split(","), options.limit, options.again)
+        run_list(options.list, options.tools.split(","), options.limit, options.again, options.only)
     print(cells(options.list))
 
 
