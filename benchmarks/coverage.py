@@ -212,10 +212,10 @@ def cells(which: str) -> str:
 
 def counts() -> str:
     """A row for each list and tool: how many models it was right on, wrong on, and so on."""
-    head = ["models", "tool", *STATUSES, "median share moved where ok", "median s"]
+    head = ["models", "tool", "measured", *STATUSES, "median share moved", "median s"]
     rows = []
     for which, title in TITLES.items():
-        records = latest(which)
+        records, size = latest(which), len(LISTS[which]())
         for tool in TOOLS:
             mine = [r for (one, _), r in records.items() if one == tool]
             if not mine:
@@ -223,18 +223,21 @@ def counts() -> str:
             numbers = [str(sum(r["status"] == status for r in mine)) for status in STATUSES]
             shares = [r["share"] for r in mine if r["status"] == "ok"]
             share = f"{median(shares):.1%}" if shares else "-"
-            rows.append([f"{title} ({len(mine)})", tool, *numbers, share, f"{median(r['seconds'] for r in mine):.1f}"])
+            seconds = f"{median(r['seconds'] for r in mine):.1f}"
+            rows.append([title, tool, f"{len(mine)} of {size}", *numbers, share, seconds])
     return table(head, rows)
 
 
 def document() -> str:
     """docs/coverage.md: every cell of every list."""
-    parts = ["# What each tool made of each model", (__doc__ or "").strip().partition("\n\nA model")[0].split("\n")[0]]
+    parts = ["# What each tool made of each model"]
     parts.append(
         "Written by `benchmarks/readme.py` from `benchmarks/results/coverage.jsonl`. *ok* with the share of the "
         "parameters in tensors that moved, and seconds of one core; *wrong* with the relative change of the outputs; "
         "*nothing*: no parameter moved; *n/a*: the tool takes no such inputs, or no permutation can be read from what "
-        "it finds. *error* and *timeout* are the tool's own."
+        "it finds. *error* and *timeout* (60 s) are the tool's own; *-* was not measured. Each tool is told what its "
+        "user may say: Torch-Pruning 1.6.1 the output layers and the heads of each projection; its groups of channels "
+        "are permuted in place of being pruned."
     )
     for which, title in TITLES.items():
         if latest(which):
