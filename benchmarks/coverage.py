@@ -114,7 +114,7 @@ def measure(tool: str, ready: Ready, seed: int) -> dict[str, Any]:
 
 
 def _digest(tensor: Tensor) -> bytes:
-    return hashlib.blake2b(tensor.detach().contiguous().numpy()).digest()
+    return hashlib.blake2b(tensor.detach().reshape(-1).numpy().data).digest()
 
 
 def _outputs(result: Any) -> list[Tensor]:
@@ -235,7 +235,8 @@ def document() -> str:
         "Written by `benchmarks/readme.py` from `benchmarks/results/coverage.jsonl`. *ok* with the share of the "
         "parameters in tensors that moved, and seconds of one core; *wrong* with the relative change of the outputs; "
         "*nothing*: no parameter moved; *n/a*: the tool takes no such inputs, or no permutation can be read from what "
-        "it finds. *error* and *timeout* (60 s) are the tool's own; *-* was not measured. Each tool is told what its "
+        "it finds; *error*: an exception, in the tool or in reading a permutation off what it gives (the record says "
+        "which); *timeout*: 60 s of one core; *-*: not measured. Each tool is told what its "
         "user may say: Torch-Pruning 1.6.1 the output layers and the heads of each projection; its groups of channels "
         "are permuted in place of being pruned."
     )

@@ -88,14 +88,14 @@ def labelled(call: Call, rule: Rule) -> LabelledCall:
     algebra = Algebra()
     inputs = call.tensors
 
-    def label(value: Any) -> Any:
+    def fresh(value: Any) -> Any:
         if isinstance(value, list):
-            return [label(item) for item in value]
+            return [fresh(item) for item in value]
         if not isinstance(value, Tensor):
             return value
         return Label(algebra.fresh(value.shape), is_mask=value.dtype == torch.bool)
 
-    args = {name: label(value) for name, value in call.arguments.items()}
+    args = {name: fresh(value) for name, value in call.arguments.items()}
     results = call.run()
     shapes = tuple(tuple(value.shape) if isinstance(value, Tensor) else None for value in results)
     several = len(call.op._schema.returns) != 1 or "[]" in str(call.op._schema.returns[0].type)
