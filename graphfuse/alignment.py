@@ -17,8 +17,10 @@ from graphfuse.correspond import Correspondence, correspond
 from graphfuse.costs.activations import ActivationEvidence
 from graphfuse.costs.blend import BlendEvidence
 from graphfuse.costs.evidence import Evidence, Problem
+from graphfuse.costs.filters import selection
 from graphfuse.costs.moments import Measure
-from graphfuse.costs.weights import WeightEvidence
+from graphfuse.costs.sites import sites
+from graphfuse.costs.weights import WeightEvidence, left_out
 from graphfuse.errors import CheckpointError, ConfigError, CorrespondenceError, DataError
 from graphfuse.folding import Fold
 from graphfuse.lockstep import Batch, Lockstep, batches
@@ -116,6 +118,7 @@ def prepare(
     settings = FuseConfig.parse(config)
     models = _some(models, settings)
     method = _method(settings, data is not None)
+    _check_costs(settings, method)
     found = tuple(batches(data, settings.samples)) if data is not None else ()
     args = (args,) if isinstance(args, Tensor) else tuple(args)
     if found:
@@ -157,8 +160,8 @@ def match(prepared: Prepared, progress: Progress | None = None) -> Alignment:
             models.append(Aligned(dict(relation.sizes[k])))
             continue
         problem = _problem(relation, config, k)
-        evidence = _evidence(prepared, problem, k, notes, progress)
-        found = coordinate(problem, evidence, config, _measure(config, prepared.method))
+        evidence, importance = _evidence(prepared, problem, k, notes, progress)
+        found = coordinate(problem, evidence, config, _measure(config, prepared.method), importance)
         kept = {axis.id: identity(axis.id, axis.size) for axis in relation.free if axis.id not in problem.moving}
         models.append(Aligned(
             dict(relation.sizes[k]), {**found.maps, **kept}, found.agreement, found.sweeps, relation.absent[k],
@@ -197,23 +200,30 @@ def _problem(relation: Correspondence, config: FuseConfig, k: int) -> Problem:
     return Problem(tuple(axes), relation.sizes[relation.target], relation.sizes[k])
 
 
-def _evidence(prepared: Prepared, problem: Problem, k: int, notes: list[str], progress: Progress | None) -> Evidence:
+def _evidence(
+    prepared: Prepared, problem: Problem, k: int, notes: list[str], progress: Progress | None
+) -> tuple[Evidence, Evidence | None]:
+    """Where likeness comes from, and the masses of units (None: all have the same)."""
     relation, target = prepared.correspondence, prepared.correspondence.target
     graph = relation.graph
     parameters = {slot.name for slot in graph.captured.inputs if slot.kind == "parameter"}
-    labels = [label for name, label in graph.tensors.items() if name in parameters - relation.absent[k]]
+    cost, importance = prepared.config.cost, prepared.config.cost.importance
+    wanted = parameters - relation.absent[k] - left_out(graph, cost)
+    labels = [label for name, label in graph.tensors.items() if name in wanted]
     weights = WeightEvidence(problem, labels, prepared.states[target], prepared.states[k])
     if prepared.method == "weights":
-        return weights
+        return weights, weights if importance == "weights" else None
     if not relation.nodes[k]:
         raise CorrespondenceError(
             f"models {target} and {k} have the same parameters but run other ops, so their activations cannot be "
             "compared.\n  what to do: use method weights"
         )
     pair = _pair(prepared.lockstep, target, k, notes)
-    activations = ActivationEvidence(problem, pair, prepared.data, weights, progress)
-    share = prepared.config.blend
-    return BlendEvidence(activations, weights, share) if prepared.method == "blend" else activations
+    looked_at = {name for names in sites(pair.correspondence.graph, cost.site).values() for name in names}
+    counted = selection(prepared.config.filter, pair, prepared.data, looked_at)
+    activations = ActivationEvidence(problem, pair, prepared.data, weights, progress, cost, counted)
+    evidence = BlendEvidence(activations, weights, prepared.config.blend) if prepared.method == "blend" else activations
+    return evidence, {"uniform": None, "activations": activations, "weights": weights}[importance]
 
 
 def _pair(lockstep: Lockstep, target: int, k: int, notes: list[str]) -> Lockstep:
@@ -230,8 +240,10 @@ def _pair(lockstep: Lockstep, target: int, k: int, notes: list[str]) -> Lockstep
 
 
 def _measure(config: FuseConfig, method: str) -> Measure:
+    if config.metric == "auto" and method == "weights":
+        return "squared"
     if config.metric == "auto":
-        return "squared" if method == "weights" else "correlation"
+        return "correlation" if config.cost.activations == "raw" else "euclidean"
     return config.metric
 
 
@@ -272,6 +284,22 @@ def _method(config: FuseConfig, has_data: bool) -> Literal["weights", "activatio
             "  what to do: pass data, or use method weights"
         )
     return config.method
+
+
+def _check_costs(config: FuseConfig, method: str) -> None:
+    """Settings that speak of activations are an error where none are looked at."""
+    defaults = FuseConfig.model_validate({})
+    said = {
+        "filter": config.filter != defaults.filter,
+        "cost: site": config.cost.site != defaults.cost.site,
+        "cost: activations": config.cost.activations != defaults.cost.activations,
+        "cost: importance": config.cost.importance == "activations",
+    }
+    for key in [key for key, given in said.items() if given and method == "weights"]:
+        raise ConfigError(
+            f"config: {key}: speaks of activations, but models are matched by their weights.\n"
+            "  what to do: pass data, with method activations or blend, or leave it out"
+        )
 
 
 def _check_finite(state: Mapping[str, Tensor], k: int) -> None:

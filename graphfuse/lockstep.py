@@ -200,6 +200,16 @@ class Lockstep:
                 values = [run.to(place[name]) for run, place in zip(runs, places, strict=True)]
                 yield from self._moments(name, values, names)
 
+    def tensors(self, batch: Batch) -> dict[str, Tensor]:
+        """A batch's tensors by the names of the target's inputs; empty for a batch that is left out."""
+        found = self.graphs(batch)
+        if found is None:
+            return {}
+        captured = found[0].graph.captured
+        state = self.states[found[0].target] if self.states is not None else state_of(self.models[found[0].target])
+        values = captured.bind(state, batch.args, batch.kwargs)
+        return {slot.name: values[slot.node] for slot in captured.inputs if slot.kind == "user"}
+
     def _remark(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)

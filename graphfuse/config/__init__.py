@@ -2,8 +2,25 @@
 
 from graphfuse.config.base import nearest
 from graphfuse.config.calibrate import CalibrateConfig
+from graphfuse.config.costs import Activations, CostConfig, FilterConfig, LossFilter, Metric, Normalize, Window
 from graphfuse.config.fuse import FuseConfig, Method
 from graphfuse.config.refine import RefineConfig
-from graphfuse.config.transport import Metric, RoleConfig, Solver
+from graphfuse.config.transport import RoleConfig, Scale, Solver
 
-__all__ = ["CalibrateConfig", "FuseConfig", "Method", "Metric", "RefineConfig", "RoleConfig", "Solver", "nearest"]
+__all__ = [
+    "Activations",
+    "CalibrateConfig",
+    "CostConfig",
+    "FilterConfig",
+    "FuseConfig",
+    "LossFilter",
+    "Method",
+    "Metric",
+    "Normalize",
+    "RefineConfig",
+    "RoleConfig",
+    "Scale",
+    "Solver",
+    "Window",
+    "nearest",
+]
