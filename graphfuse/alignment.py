@@ -17,9 +17,11 @@ from graphfuse.correspond import Correspondence, correspond
 from graphfuse.costs.activations import ActivationEvidence
 from graphfuse.costs.blend import BlendEvidence
 from graphfuse.costs.evidence import Evidence, Problem
+from graphfuse.costs.filters import selection
 from graphfuse.costs.magnitude import magnitudes
 from graphfuse.costs.moments import Measure
-from graphfuse.costs.weights import WeightEvidence
+from graphfuse.costs.sites import sites
+from graphfuse.costs.weights import WeightEvidence, left_out
 from graphfuse.errors import CheckpointError, ConfigError, CorrespondenceError, DataError
 from graphfuse.folding import Fold
 from graphfuse.lockstep import Batch, Lockstep, batches
@@ -121,10 +123,13 @@ def prepare(
     settings = FuseConfig.parse(config)
     models = _some(models, settings)
     method = _method(settings, data is not None)
+    _check_costs(settings, method)
     found = tuple(batches(data, settings.samples)) if data is not None else ()
     args = (args,) if isinstance(args, Tensor) else tuple(args)
     if found:
         args, kwargs = found[0].args, found[0].kwargs
+    elif settings.refine.what != "none":
+        raise DataError("refine: there are no inputs to learn from.\n  what to do: pass data, or leave refine out")
     elif not args and not kwargs:
         raise DataError("no example inputs.\n  what to do: pass args or kwargs as the models take them, or data")
     for k, model in enumerate(models):
@@ -211,28 +216,34 @@ def _solved(prepared: Prepared, wiring: Wiring, k: int, notes: list[str], progre
     if prepared.method != "weights" or spots:
         _check_same_ops(prepared, k)
         pair = _pair(prepared, wiring, k, notes)
-    evidence = _evidence(prepared, problem, wiring, k, pair, progress)
+    evidence, importance = _evidence(prepared, problem, wiring, k, pair, progress)
     if not flows:
-        return coordinate(problem, evidence, config, measure)
+        return coordinate(problem, evidence, config, measure, importance)
     sizes = magnitudes(problem, pair, prepared.data, spots, prepared.states[target]) if pair is not None else {}
-    return flow(problem, wiring, evidence, config, measure, sizes)
+    return flow(problem, wiring, evidence, config, measure, sizes, importance)
 
 
 def _evidence(
     prepared: Prepared, problem: Problem, wiring: Wiring, k: int, pair: Lockstep | None, progress: Progress | None
-) -> Evidence:
-    graph, target = prepared.correspondence.graph, prepared.correspondence.target
-    parameters = {slot.name for slot in graph.captured.inputs if slot.kind == "parameter"}
-    labels = [label for name, label in wiring.labels.items() if name in parameters - prepared.correspondence.absent[k]]
+) -> tuple[Evidence, Evidence | None]:
+    """Where likeness comes from, and the masses of units (None: all have the same)."""
+    relation, target, cost = prepared.correspondence, prepared.correspondence.target, prepared.config.cost
+    parameters = {slot.name for slot in relation.graph.captured.inputs if slot.kind == "parameter"}
+    wanted = parameters - relation.absent[k] - left_out(relation.graph, cost)
+    labels = [label for name, label in wiring.labels.items() if name in wanted]
     flows = prepared.config.driver == "flow"
     rows = {wire.axis.id: wire.tensors for wire in wiring.wires} if flows else None
     weights = WeightEvidence(problem, labels, prepared.states[target], prepared.states[k], rows)
     if prepared.method == "weights" or pair is None:
-        return weights
-    shown = {wire.axis.id: wire.sites for wire in wiring.wires} if flows else None
-    activations = ActivationEvidence(problem, pair, prepared.data, weights, progress, shown)
-    share = prepared.config.blend
-    return BlendEvidence(activations, weights, share) if prepared.method == "blend" else activations
+        return weights, weights if cost.importance == "weights" else None
+    shown = sites(pair.correspondence.graph, cost.site)
+    if flows:
+        shown = {wire.axis.id: wiring.sites(wire, shown, cost.site == "post") for wire in wiring.wires}
+    looked_at = {name for names in shown.values() for name in names}
+    counted = selection(prepared.config.filter, pair, prepared.data, looked_at)
+    activations = ActivationEvidence(problem, pair, prepared.data, weights, progress, cost, counted, shown)
+    evidence = BlendEvidence(activations, weights, prepared.config.blend) if prepared.method == "blend" else activations
+    return evidence, {"uniform": None, "activations": activations, "weights": weights}[cost.importance]
 
 
 def _pair(prepared: Prepared, wiring: Wiring, k: int, notes: list[str]) -> Lockstep:
@@ -251,8 +262,10 @@ def _pair(prepared: Prepared, wiring: Wiring, k: int, notes: list[str]) -> Locks
 
 
 def _measure(config: FuseConfig, method: str) -> Measure:
+    if config.metric == "auto" and method == "weights":
+        return "squared"
     if config.metric == "auto":
-        return "squared" if method == "weights" else "correlation"
+        return "correlation" if config.cost.activations == "raw" else "euclidean"
     return config.metric
 
 
@@ -313,7 +326,7 @@ def _method(config: FuseConfig, has_data: bool) -> Literal["weights", "activatio
             f"flow.residual {config.flow.residual} weighs by activations, but there is no data.\n"
             "  what to do: pass data, or use residual: mean"
         )
-    if config.method == "auto":
+    if config.method in ("default", "auto"):
         return "activations" if has_data else "weights"
     if config.method != "weights" and not has_data:
         raise DataError(
@@ -321,6 +334,22 @@ def _method(config: FuseConfig, has_data: bool) -> Literal["weights", "activatio
             "  what to do: pass data, or use method weights"
         )
     return config.method
+
+
+def _check_costs(config: FuseConfig, method: str) -> None:
+    """Settings that speak of activations are an error where none are looked at."""
+    defaults = FuseConfig.model_validate({})
+    said = {
+        "filter": config.filter != defaults.filter,
+        "cost: site": config.cost.site != defaults.cost.site,
+        "cost: activations": config.cost.activations != defaults.cost.activations,
+        "cost: importance": config.cost.importance == "activations",
+    }
+    for key in [key for key, given in said.items() if given and method == "weights"]:
+        raise ConfigError(
+            f"config: {key}: speaks of activations, but models are matched by their weights.\n"
+            "  what to do: pass data, with method activations or blend, or leave it out"
+        )
 
 
 def _check_finite(state: Mapping[str, Tensor], k: int) -> None:

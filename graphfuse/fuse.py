@@ -16,9 +16,11 @@ from graphfuse.alignment import Config, Prepared, Progress, match, prepare
 from graphfuse.average import average, shares_of
 from graphfuse.calibrate import Calibration, calibrate
 from graphfuse.capture import state_of
+from graphfuse.config import FuseConfig
 from graphfuse.errors import CheckpointError, DataError
-from graphfuse.lockstep import parted
+from graphfuse.lockstep import batches, parted
 from graphfuse.refine import Descent, refine_maps, refine_weights
+from graphfuse.search import Score, Tried, search
 from graphfuse.symmetry import Axis, SymmetryGraph
 
 __all__ = ["FuseResult", "fuse"]
@@ -41,6 +43,7 @@ def fuse(
     data: Iterable[Any] | None = None,
     config: Config = None,
     rules: Iterable[Any] = (),
+    score: Score | None = None,
     progress: Progress | None = None,
 ) -> FuseResult:
     """Fuse two or more trained models of one architecture into one.
@@ -58,6 +61,8 @@ def fuse(
     config : FuseConfig, dict or path of a YAML file, optional
     rules :
         Further rule packs for tracing.
+    score : callable, optional
+        For method auto: judges a fused model, the larger the better, say by its accuracy on validation data.
     progress : callable, optional
         Called with (stage, done, total).
 
@@ -84,36 +89,52 @@ def fuse(
     >>> result.report["calibration"]["inputs"]
     64
     """
-    clock = _Clock()
+    clock, settings = _Clock(), FuseConfig.parse(config)
     _check_places(models)
-    prepared = prepare(models, args, kwargs, data=data, config=config, rules=rules, progress=progress)
-    model = _copied(prepared.models[prepared.config.target])
+    given = batches(data, settings.samples) if data is not None else None
+
+    def prepare_for(settings: FuseConfig) -> Prepared:
+        return prepare(models, args, kwargs, data=given, config=settings, rules=rules, progress=progress)
+
+    tried: tuple[Tried, ...] = ()
+    if settings.method == "auto":
+        settings, tried = search(settings, prepare_for, lambda prepared: _run(prepared, _Clock())[:2], score)
+        clock.lap("search")
+    prepared = prepare_for(settings)
     clock.lap("trace")
+    model, alignment, calibration, descents = _run(prepared, clock, progress)
+    return FuseResult(model, alignment, _report(prepared, alignment, calibration, descents, tried, clock))
+
+
+def _run(
+    prepared: Prepared, clock: _Clock, progress: Progress | None = None
+) -> tuple[nn.Module, Alignment, Calibration | None, dict[str, Descent]]:
+    """Match, average, calibrate, refine."""
+    model = _copied(prepared.models[prepared.config.target])
     alignment = match(prepared, progress)
     clock.lap("match")
-    shares, refine, descents = shares_of(prepared), prepared.config.refine, {}
-    if refine.what in ("maps", "both"):
+    shares, refine, descents = shares_of(prepared), prepared.config.refine, dict[str, Descent]()
+    if prepared.data and refine.what in ("maps", "both"):
         alignment, descents["maps"] = refine_maps(prepared, alignment, shares, refine, progress)
         clock.lap("refine maps")
     with torch.no_grad():
         state = average(prepared, alignment, shares)
     clock.lap("average")
-    calibration = None
-    seen, held = prepared.data, prepared.data
-    if refine.what in ("weights", "both"):  # calibration must not see what judges the refinement
-        seen, held = (tuple(part) for part in parted(prepared.data, refine.holdout))
+    calibration, later = None, bool(prepared.data) and refine.what in ("weights", "both")
+    # calibration must not see what judges the refinement
+    seen, held = parted(prepared.data, refine.holdout) if later else (prepared.data, prepared.data)
     if prepared.data and (prepared.config.calibrate.least_squares or prepared.config.calibrate.batch_norm):
-        calibration = calibrate(replace(prepared, data=seen), alignment, state, shares, progress)
+        calibration = calibrate(replace(prepared, data=tuple(seen)), alignment, state, shares, progress)
         state = calibration.state
         clock.lap("calibrate")
     with torch.no_grad():
         for name, tensor in state_of(model).items():
             tensor.copy_(state[name])
-    if refine.what in ("weights", "both"):
+    if later:
         seed = prepared.config.seed
         descents["weights"] = refine_weights(model, prepared.models, shares, seen, held, refine, seed, progress)
         clock.lap("refine weights")
-    return FuseResult(model, alignment, _report(prepared, alignment, shares, calibration, descents, clock))
+    return model, alignment, calibration, descents
 
 
 # --------------------------------------------------------------------- checks
@@ -167,12 +188,12 @@ class _Clock:
 def _report(
     prepared: Prepared,
     alignment: Alignment,
-    shares: Sequence[float],
     calibration: Calibration | None,
     descents: Mapping[str, Descent],
+    tried: Sequence[Tried],
     clock: _Clock,
 ) -> dict[str, Any]:
-    graph = prepared.correspondence.graph
+    graph, shares = prepared.correspondence.graph, shares_of(prepared)
     notes = [*(note.message for note in graph.notes), *alignment.notes, *(calibration.notes if calibration else ())]
     return {
         "models": [
@@ -191,6 +212,7 @@ def _report(
         "fixed": [_axis(graph, axis) for axis in graph.fixed],
         "alignment": alignment.to_json(),
         "calibration": calibration.to_json() if calibration else None,
+        "tried": [asdict(entry) for entry in tried],
         "refinement": {name: asdict(descent) for name, descent in descents.items()},
         "seconds": {**clock.laps, "total": round(sum(clock.laps.values()), 3)},
         "notes": list(dict.fromkeys(notes)),

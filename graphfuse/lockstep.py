@@ -101,6 +101,8 @@ def batches(data: Iterable[Any], samples: int) -> list[Batch]:
 def as_batch(item: Any) -> Batch:
     """One batch as positional and keyword arguments; DataError when it is no batch."""
     match item:
+        case Batch():
+            return item
         case Tensor():
             return Batch((item,), {})
         case Mapping() if all(isinstance(key, str) for key in item):
@@ -203,6 +205,16 @@ class Lockstep:
             for name in common:
                 values = [run.to(place[name]) for run, place in zip(runs, places, strict=True)]
                 yield from self._moments(name, values, names)
+
+    def tensors(self, batch: Batch) -> dict[str, Tensor]:
+        """A batch's tensors by the names of the target's inputs; empty for a batch that is left out."""
+        found = self.graphs(batch)
+        if found is None:
+            return {}
+        captured = found[0].graph.captured
+        state = self.states[found[0].target] if self.states is not None else state_of(self.models[found[0].target])
+        values = captured.bind(state, batch.args, batch.kwargs)
+        return {slot.name: values[slot.node] for slot in captured.inputs if slot.kind == "user"}
 
     def _remark(self, text: str) -> None:
         if text not in self.notes:

@@ -200,7 +200,7 @@ def trace(
     args = (args,) if isinstance(args, Tensor) else tuple(args)
     book = rules if isinstance(rules, RuleBook) else load_rules(rules)
     start = time.perf_counter()
-    captured = capture(model, args, kwargs, lambda op: not (book.has_rule(op) or makes_constants(op)))
+    captured = capture(model, args, kwargs, lambda op: not (book.has_rule(op) or makes_constants(op)), book.atom)
     middle = time.perf_counter()
     state = state_of(model)
     learned = written_in_training(model, args, dict(kwargs or {}), _candidates(model, captured, book, state))

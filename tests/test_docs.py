@@ -48,7 +48,7 @@ def test_the_page_on_rules_from_the_note_to_the_passing_check(
     assert ran == 5
 
 
-@pytest.mark.parametrize(("page", "lines"), [("correspondence.md", 14), ("transport.md", 1)])
+@pytest.mark.parametrize(("page", "lines"), [("correspondence.md", 14), ("flow.md", 1)])
 def test_pages_print_what_they_show(page: str, lines: int, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, object] = {}
     printed, shown = "", 0

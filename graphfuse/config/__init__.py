@@ -2,12 +2,28 @@
 
 from graphfuse.config.base import nearest
 from graphfuse.config.calibrate import CalibrateConfig
+from graphfuse.config.costs import Activations, CostConfig, FilterConfig, LossFilter, Metric, Normalize, Window
 from graphfuse.config.flow import FlowConfig
 from graphfuse.config.fuse import Driver, FuseConfig, Method
 from graphfuse.config.refine import RefineConfig
-from graphfuse.config.transport import Metric, RoleConfig, Solver
+from graphfuse.config.transport import RoleConfig, Scale, Solver
 
 __all__ = [
-    "CalibrateConfig", "Driver", "FlowConfig", "FuseConfig", "Method", "Metric", "RefineConfig", "RoleConfig", "Solver",
+    "Activations",
+    "CalibrateConfig",
+    "CostConfig",
+    "Driver",
+    "FilterConfig",
+    "FlowConfig",
+    "FuseConfig",
+    "LossFilter",
+    "Method",
+    "Metric",
+    "Normalize",
+    "RefineConfig",
+    "RoleConfig",
+    "Scale",
+    "Solver",
+    "Window",
     "nearest",
-]  # fmt: skip
+]

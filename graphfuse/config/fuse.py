@@ -15,12 +15,13 @@ from pydantic_core import ErrorDetails
 
 from graphfuse.config.base import Settings, nearest
 from graphfuse.config.calibrate import CalibrateConfig
+from graphfuse.config.costs import CostConfig, FilterConfig, Metric
 from graphfuse.config.flow import FlowConfig
 from graphfuse.config.refine import RefineConfig
-from graphfuse.config.transport import Metric, RoleConfig, Solver
+from graphfuse.config.transport import RoleConfig, Scale, Solver, expect_share
 from graphfuse.errors import ConfigError
 
-Method = Literal["auto", "weights", "activations", "blend"]
+Method = Literal["default", "weights", "activations", "blend", "auto"]
 Driver = Literal["coordinate", "flow"]
 
 
@@ -28,10 +29,12 @@ class FuseConfig(Settings):
     """All settings of an alignment and a fusion."""
 
     method: Method = Field(
-        "auto",
+        "default",
         description="What units are compared by: their weights, their activations on data, or both (blend). "
-        "auto: activations when data is given, else weights.",
+        "default: activations when data is given, else weights. auto: all of these and more are tried within the time "
+        "budget, scored on held-out inputs, and the best is refined.",
     )
+    budget: float = Field(120, gt=0, description="Seconds that method auto may take, roughly.")
     symmetry: Literal["permutation", "full"] = Field(
         "full",
         description="Which maps are considered. permutation: units are matched with units; full: axes between norms "
@@ -48,14 +51,33 @@ class FuseConfig(Settings):
     solver: Solver = Field(
         "assignment",
         description="assignment: one to one (exact optimal transport where the widths differ); emd: exact optimal "
-        "transport; sinkhorn: entropic optimal transport in the log domain.",
+        "transport; sinkhorn: entropic optimal transport in the log domain; unbalanced: entropic, with marginals that "
+        "are only held by a penalty; partial: exact for the share of the mass that matches best, the rest spread out.",
     )
     regularization: float = Field(
-        0.05, gt=0, description="Entropic regularisation, relative to the range of the costs of each problem."
+        0.05, gt=0, description="Entropic regularisation of solvers sinkhorn and unbalanced, as scale says."
     )
+    scale: Scale = Field(
+        "range",
+        description="What the regularisation is. range: relative to the range of the costs of each problem (largest "
+        "minus smallest); absolute: in units of the cost; entropy: the mean entropy of a unit's partners that is aimed "
+        "at (0: one partner, 1: all alike), for which each problem gets its own. Source: Cuturi (NeurIPS 2013); for "
+        "entropy, the perplexity of van der Maaten and Hinton (JMLR 2008).",
+    )
+    mass: float = Field(
+        1.0, gt=0,
+        description="Solver unbalanced: weight of the marginals' KL divergence, in units of the cost for scale "
+        "absolute, else of its range. Source: Chizat et al. (Math. Comp. 2018).",
+    )  # fmt: skip
+    share: float = Field(
+        0.9, gt=0, le=1,
+        description="Solver partial: share of the mass that is matched. Source: Chapel et al., Partial Optimal "
+        "Transport (NeurIPS 2020).",
+    )  # fmt: skip
     metric: Metric = Field(
         "auto",
-        description="How two units are compared. auto: correlation for activations, squared distance for weights.",
+        description="How two units are compared. auto: correlation for activations (euclidean where cost.activations "
+        "says what is done to them), squared distance for weights.",
     )
     blend: float = Field(
         0.5, ge=0, le=1, description="Share of the activations in method blend; the rest are the weights."
@@ -90,6 +112,12 @@ class FuseConfig(Settings):
     roles: dict[str, RoleConfig] = Field(
         default_factory=dict, description="Settings for single roles (residual, heads, hidden, ...) or axes (heads.0)."
     )
+    cost: CostConfig = Field(
+        default_factory=lambda: CostConfig.model_validate({}), description="What it costs to match two units."
+    )
+    filter: FilterConfig = Field(
+        default_factory=lambda: FilterConfig.model_validate({}), description="Which activations are compared."
+    )
     calibrate: CalibrateConfig = Field(
         default_factory=lambda: CalibrateConfig.model_validate({}), description="What is done after averaging."
     )
@@ -102,6 +130,14 @@ class FuseConfig(Settings):
     def _weights_are_usable(self) -> Self:
         if self.weights is not None and not sum(self.weights) > 0:
             raise ValueError("weights must not all be zero")
+        return self
+
+    @model_validator(mode="after")
+    def _entropies_are_shares(self) -> Self:
+        for name in ("", *self.roles):
+            settings = self.for_axis(name, name)
+            if settings.scale == "entropy" and settings.regularization:
+                expect_share(settings.regularization)
         return self
 
     @classmethod
@@ -146,6 +182,9 @@ class FuseConfig(Settings):
             align=given.align,
             solver=given.solver or self.solver,
             regularization=given.regularization or self.regularization,
+            scale=given.scale or self.scale,
+            mass=given.mass or self.mass,
+            share=given.share or self.share,
         )
 
 
@@ -173,7 +212,10 @@ def _keys(path: list[str]) -> list[str]:
         sections = [(name, part) for name, part in _sections(FuseConfig) if name != "roles"]
         inner = (f"{name}.{key}" for name, part in sections for key in part.model_fields)
         return [*FuseConfig.model_fields, *inner]
-    return list(dict(_sections(FuseConfig))[path[0]].model_fields)
+    section: type[Settings] = FuseConfig
+    for part in path:  # a key of a mapping of sections, as a role, leads no deeper
+        section = dict(_sections(section)).get(part, section)
+    return list(section.model_fields)
 
 
 def _sections(model: type[Settings]) -> Iterator[tuple[str, type[Settings]]]:

@@ -23,8 +23,7 @@ from graphfuse.config import RefineConfig
 from graphfuse.lockstep import parted
 from graphfuse.maps import AxisMap
 from graphfuse.refine.loop import Budget, Descent, Progress, descend
-from graphfuse.refine.objective import Teacher, run
-from graphfuse.refine.weights import held_out
+from graphfuse.refine.objective import Teacher, held_out, run_model
 from graphfuse.transport.solvers import assign, differentiable
 
 
@@ -69,12 +68,12 @@ def refine_maps(
 
     def loss(step: int) -> Tensor:
         i, rows, batch = teacher.draw(config.batch, generator)
-        return teacher.measure(run(model, state(), batch), i, rows)
+        return teacher.measure(run_model(model, state(), batch), i, rows)
 
     def judged() -> float:
         with torch.no_grad():
             now = state()
-            return held_out(judge, lambda batch: run(model, now, batch))
+            return held_out(judge, lambda batch: run_model(model, now, batch))
 
     budget = Budget(config.steps, config.seconds)
     descent = descend([(tensors, config.maps_rate)], loss, judged, budget, progress, "refine maps")

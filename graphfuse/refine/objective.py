@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ def outputs_of(value: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
-def run(model: nn.Module, state: Mapping[str, Tensor] | None, batch: Batch) -> Any:
+def run_model(model: nn.Module, state: Mapping[str, Tensor] | None, batch: Batch) -> Any:
     """What a model returns on a batch, with another state if one is given (tied names share one tensor)."""
     if state is None:
         return model(*batch.args, **batch.kwargs)
@@ -50,7 +50,9 @@ class Teacher:
         """Run all parents that have a share."""
         found: list[list[Tensor]] = []
         for batch in batches:
-            runs = [(s, outputs_of(run(model, None, batch))) for s, model in zip(shares, models, strict=True) if s]
+            runs = [
+                (s, outputs_of(run_model(model, None, batch))) for s, model in zip(shares, models, strict=True) if s
+            ]
             found.append([sum(s * own[i] for s, own in runs) for i in range(len(runs[0][1]))])  # pyright: ignore
         scales = []
         for i in range(len(found[0])):
@@ -87,3 +89,10 @@ class Teacher:
             return i, None, batch
         rows = torch.randperm(batch.count, generator=generator)[:size]
         return i, rows, rows_of(batch, rows)
+
+
+@torch.no_grad()
+def held_out(teacher: Teacher, outputs: Callable[[Batch], Any]) -> float:
+    """The mean loss over all batches of a teacher, each input counting the same."""
+    losses = [(batch.count, float(teacher.measure(outputs(batch), i))) for i, batch in enumerate(teacher.batches)]
+    return sum(count * value for count, value in losses) / sum(count for count, _ in losses)

@@ -13,7 +13,7 @@ from graphfuse.config import RefineConfig
 from graphfuse.errors import DataError
 from graphfuse.lockstep import Batch
 from graphfuse.refine.loop import Budget, Descent, Progress, descend
-from graphfuse.refine.objective import Teacher, run
+from graphfuse.refine.objective import Teacher, held_out, run_model
 
 FLOOR = 1e-2
 """Least scale of a tensor, to which its step size is relative."""
@@ -53,21 +53,14 @@ def refine_weights(
 
     def loss(step: int) -> Tensor:
         i, rows, batch = teacher.draw(config.batch, generator)
-        return teacher.measure(run(model, None, batch), i, rows)
+        return teacher.measure(run_model(model, None, batch), i, rows)
 
     def judged() -> float:
-        return held_out(judge, lambda batch: run(model, None, batch))
+        return held_out(judge, lambda batch: run_model(model, None, batch))
 
     with _learning(model) as tensors:
         groups = [([tensor], config.rate * _scale(tensor)) for tensor in tensors]
         return descend(groups, loss, judged, Budget(config.steps, config.seconds), progress, "refine weights")
-
-
-@torch.no_grad()
-def held_out(teacher: Teacher, outputs: Callable[[Batch], Any]) -> float:
-    """The mean loss over all batches of a teacher, each input counting the same."""
-    losses = [(batch.count, float(teacher.measure(outputs(batch), i))) for i, batch in enumerate(teacher.batches)]
-    return sum(count * value for count, value in losses) / sum(count for count, _ in losses)
 
 
 def finetune(

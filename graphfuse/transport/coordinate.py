@@ -11,18 +11,22 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from graphfuse.config import FuseConfig
 from graphfuse.costs.evidence import Evidence, Problem
-from graphfuse.costs.moments import Measure, likeness, linear_likeness
+from graphfuse.costs.ground import gains
+from graphfuse.costs.moments import Measure, Moments, likeness, linear_likeness
 from graphfuse.maps import AxisMap
 from graphfuse.symmetry import Axis
 from graphfuse.transport.family import Agreement, agreement, optimum, seen_from
 from graphfuse.transport.procrustes import rotates, rotation
-from graphfuse.transport.solvers import assign, soften, solve
+from graphfuse.transport.solvers import assign, couple, soften
+
+_LEAST_MASS = 1e-3  # of a unit, relative to the mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,22 +42,28 @@ class Solution:
     objective: float
 
 
+_Table = Literal["gain", "correlation"]
+"""What is optimised, and what matches are told in."""
+
+
 @dataclass(eq=False)
 class State:
     """Maps so far, and what each axis' last visit showed.
 
-    ``values`` holds the optimum of each member of a family, by measure; ``tables`` the correlations of its units, and
-    ``weights`` how many correlations were summed up in each.
+    ``values`` holds the optimum of each member of a family, in gains and in correlations; ``tables`` the correlations
+    of its units, and ``weights`` how many correlations were summed up in each.
     """
 
     maps: dict[int, AxisMap] = field(default_factory=dict)
-    values: dict[int, dict[Measure, Tensor]] = field(default_factory=dict)
+    values: dict[int, dict[_Table, Tensor]] = field(default_factory=dict)
     tables: dict[int, Tensor] = field(default_factory=dict)
     weights: dict[int, float] = field(default_factory=dict)
     objective: dict[int, float] = field(default_factory=dict)
 
 
-def coordinate(problem: Problem, evidence: Evidence, config: FuseConfig, measure: Measure) -> Solution:
+def coordinate(
+    problem: Problem, evidence: Evidence, config: FuseConfig, measure: Measure, importance: Evidence | None = None
+) -> Solution:
     """Match all axes of a problem.
 
     Parameters
@@ -66,13 +76,15 @@ def coordinate(problem: Problem, evidence: Evidence, config: FuseConfig, measure
         Solver, regularisation, sweeps, tolerance, seed, and what is said of single roles.
     measure :
         How moments become likeness.
+    importance : Evidence, optional
+        Whose norms of units are their masses; by default all units have the same.
 
     Returns
     -------
     Solution
         One-to-one maps are in index form.
     """
-    state, solver = State(), Solver(config)
+    state, solver = State(), Solver(config, importance)
     soft = _schedule(config) if evidence.repeats else ()
     pending = list(problem.axes)
     while pending:
@@ -96,7 +108,8 @@ def coordinate(problem: Problem, evidence: Evidence, config: FuseConfig, measure
 
 def _schedule(config: FuseConfig) -> tuple[float, ...]:
     """Regularisations of the soft first sweeps, at most half of all and above that of the solver itself."""
-    floor = config.regularization if config.solver == "sinkhorn" else 0.0
+    entropic = config.solver in ("sinkhorn", "unbalanced") and config.scale == "range"
+    floor = config.regularization if entropic else 0.0
     return tuple(value for value in config.anneal if value > floor)[: config.sweeps // 2]
 
 
@@ -105,6 +118,7 @@ class Solver:
     """The solver of each axis; ``soft`` is set during the soft first sweeps."""
 
     config: FuseConfig
+    importance: Evidence | None = None
     soft: float | None = None
 
     def at(self, soft: float | None) -> Solver:
@@ -114,18 +128,33 @@ class Solver:
         """Whether the axis is aligned by a rotation."""
         return self.config.symmetry == "full" and rotates(axis)
 
+    def table(self, axis: Axis, entry: Moments, measure: Measure, name: _Table) -> Tensor:
+        """What matching two units gains by one body of evidence, or their correlation."""
+        if self.rotates(axis):
+            return linear_likeness(entry, measure if name == "gain" else "correlation")
+        return gains(entry, measure, self.config.cost) if name == "gain" else likeness(entry, "correlation")
+
     def __call__(self, problem: Problem, axis: Axis, gain: Tensor) -> AxisMap:
-        """The map of largest likeness."""
+        """The map of largest gain."""
         context, along = problem.context(axis), problem.along(axis)
         if self.rotates(axis):
             return rotation(axis, gain, context, along)
+        mu, nu = marginals(self.importance, axis)
         if self.soft is not None:
-            return AxisMap(axis.id, context, along, plan=soften(-gain, self.soft))
+            return AxisMap(axis.id, context, along, plan=soften(-gain, self.soft, mu, nu))
         settings = self.config.for_axis(axis.name, axis.role)
-        solver, strength = settings.solver or self.config.solver, settings.regularization or self.config.regularization
-        if solver == "assignment" and gain.shape[-1] == gain.shape[-2]:
+        if settings.solver == "assignment" and gain.shape[-1] == gain.shape[-2] and mu is None:
             return AxisMap(axis.id, context, along, index=assign(-gain))
-        return AxisMap(axis.id, context, along, plan=solve(-gain, solver, strength).float())
+        return AxisMap(axis.id, context, along, plan=couple(-gain, settings, mu, nu).float())
+
+
+def marginals(importance: Evidence | None, axis: Axis) -> tuple[Tensor | None, Tensor | None]:
+    """Masses of the units of A and of B in proportion to their norms; none without mass, so that all have partners."""
+    found = importance.norms(axis) if importance is not None else None
+    if found is None:
+        return None, None
+    left, right = (torch.maximum(norm, _LEAST_MASS * norm.mean(-1, keepdim=True)) for norm in found)
+    return left, right
 
 
 def visit(problem: Problem, evidence: Evidence, measure: Measure, axis: Axis, state: State, solver: Solver) -> None:
@@ -135,17 +164,16 @@ def visit(problem: Problem, evidence: Evidence, measure: Measure, axis: Axis, st
     if not entries and not inner:
         state.maps[axis.id] = problem.start(axis)
         return
-    tables: dict[Measure, Tensor] = {}
-    for name in dict.fromkeys((measure, "correlation")):
-        compared = linear_likeness if solver.rotates(axis) else likeness
-        parts = [entry.weight * compared(entry, name) for entry in entries]
+    tables: dict[_Table, Tensor] = {}
+    shape = (*problem.lead(axis), problem.sizes_a[axis.id], problem.sizes_b[axis.id])
+    for name in ("gain", "correlation"):
+        parts = [entry.weight * solver.table(axis, entry, measure, name) for entry in entries]
         parts += [seen_from(problem, state.maps, axis, problem.moving[id], state.values[id][name]) for id in inner]
-        shape = (*problem.lead(axis), problem.sizes_a[axis.id], problem.sizes_b[axis.id])
         tables[name] = sum(parts, torch.zeros(())).expand(shape)
-    solved = solver(problem, axis, tables[measure])
+    solved = solver(problem, axis, tables["gain"])
     state.maps[axis.id] = solved
     state.values[axis.id] = {name: optimum(solved, table) for name, table in tables.items()}
-    state.objective[axis.id] = float(state.values[axis.id][measure].mean())
+    state.objective[axis.id] = float(state.values[axis.id]["gain"].mean())
     state.tables[axis.id] = tables["correlation"]
     state.weights[axis.id] = sum(entry.weight for entry in entries) + sum(
         problem.sizes_a[id] * state.weights[id] for id in inner

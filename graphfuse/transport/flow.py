@@ -36,6 +36,7 @@ def flow(
     config: FuseConfig,
     measure: Measure,
     sizes: Mapping[Place, Tensor] | None = None,
+    importance: Evidence | None = None,
 ) -> Solution:
     """Match all wires of a graph.
 
@@ -53,13 +54,15 @@ def flow(
         correlation says nothing there.
     sizes : mapping, optional
         Mean absolute activations of the operands of sums, for the weighted policies.
+    importance : Evidence, optional
+        Whose norms of units are their masses; by default all units have the same.
 
     Returns
     -------
     Solution
         A map for each wire. The combined ones have no agreement of their own.
     """
-    state, solver = State(), Solver(config.model_copy(update={"symmetry": "permutation"}))
+    state, solver = State(), Solver(config.model_copy(update={"symmetry": "permutation"}), importance)
     made = {wire.axis.id: wire for wire in wiring.wires if wire.join is None}
     pending = [wire.axis for wire in made.values()]
     for wire in wiring.wires:

@@ -59,4 +59,4 @@ def rotation(axis: Axis, cross: Tensor, context: tuple[int, ...], along: tuple[i
     """
     q = procrustes(cross, keeps_sum=axis.symmetry == SymmetryClass.CENTRED)
     scale = (q.shape[-2] / q.shape[-1]) ** 0.5
-    return AxisMap(axis.id, context, along, matrix=torch.stack([q * scale, q / scale], -3))
+    return AxisMap(axis.id, context, along, matrix=torch.stack([q * scale, q / scale], -3).float())

@@ -64,6 +64,14 @@ class Wiring:
         """The numbers of all axes that tensors have."""
         return {leaf.id for label in self.labels.values() for _, leaf in places(label.dims)}
 
+    def sites(self, wire: Wire, known: Mapping[int, Sequence[str]], after: bool) -> tuple[str, ...]:
+        """Where a wire is looked at: at its producers, or (``after``) at the known nodes that have it, if any do."""
+        if not after:
+            return wire.sites
+        nodes = dict.fromkeys(node for part in wire.parts for node in known.get(part, ()))
+        have = [n for n in nodes if any(leaf.id == wire.axis.id for x in self.nodes[n] for _, leaf in places(x or ()))]
+        return tuple(have) if wire.sites and have else wire.sites
+
     def without(self, tensors: Collection[str], axes: Collection[int]) -> Wiring:
         """The wiring of a model that lacks some tensors, and has only some axes: what is joined is the rest."""
         gone: set[int] = set()
