@@ -218,7 +218,7 @@ def test_nested_axes_with_masses_keep_a_planted_permutation(importance: str) -> 
 
     model, x = scaled(Decoder(depth=1)), ids(16, vocabulary=31)
     other = planted(model, x)
-    found = align([model, other], data=[x], config={"cost": {"importance": importance}})
+    found = align([model, other], data=[x], config={"symmetry": "permutation", "cost": {"importance": importance}})
     assert not any(entry.hard for entry in found.models[1].maps.values() if entry.context)
     assert_same(found.apply(other.state_dict(), 1), dict(model.state_dict()), 1e-4)
 
@@ -231,7 +231,7 @@ def test_other_solvers_keep_a_planted_permutation(given: dict[str, Any]) -> None
     model, x = scaled(MLP()), torch.randn(64, 5)
     other = planted(model, x)
     share = {"share": 1.0} if given["solver"] == "partial" else {}
-    found = align([model, other], data=[x], config={**given, **share})
+    found = align([model, other], data=[x], config={"symmetry": "permutation", **given, **share})
     for name, value in found.apply(other.state_dict(), 1).items():
         assert_close(value, model.state_dict()[name], rtol=0, atol=2e-2)
 
