@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +23,10 @@ Built = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Case:
-    """A model by name, and its number of attention heads, for tools that must be told."""
+    """A model by name."""
 
     name: str
     build: Callable[[], Built]
-    heads: int | None = None
 
 
 class Lambda(nn.Module):
@@ -96,13 +96,13 @@ def field() -> list[Case]:
         Case("ResNet-18", _from_zoo("torchvision/resnet18")),
         Case("ResNet-50", _from_zoo("torchvision/resnet50")),
         Case("UNet", lambda: (small.UNet(), (_images(),), {})),
-        Case("ViT-B/16", _from_zoo("torchvision/vit_b_16"), 12),
-        Case("transformers ViT", _from_zoo("transformers/vit"), 4),
-        Case("BERT", lambda: zoo._auto("bert", "SequenceClassification", zoo.TEXT, "ids")(), 4),
-        Case("BERT, tied output", _from_zoo("transformers/bert"), 4),
-        Case("GPT-2", _from_zoo("transformers/gpt2"), 4),
-        Case("Llama, grouped", _from_zoo("transformers/llama"), 4),
-        Case("Llama, plain heads", _plain_llama, 4),
+        Case("ViT-B/16", _from_zoo("torchvision/vit_b_16")),
+        Case("transformers ViT", _from_zoo("transformers/vit")),
+        Case("BERT", lambda: zoo._auto("bert", "SequenceClassification", zoo.TEXT, "ids")()),
+        Case("BERT, tied output", _from_zoo("transformers/bert")),
+        Case("GPT-2", _from_zoo("transformers/gpt2")),
+        Case("Llama, grouped", _from_zoo("transformers/llama")),
+        Case("Llama, plain heads", _plain_llama),
         Case("concat", _concat),
         Case("transposed conv", _chain(conv(3, 8, 3), relu, nn.ConvTranspose2d(8, 6, 2, 2), relu, conv(6, 3, 1))),
         Case("depthwise conv", _chain(conv(3, 8, 1), relu, conv(8, 8, 3, groups=8), relu, conv(8, 3, 1), *mean)),
@@ -114,34 +114,88 @@ def field() -> list[Case]:
     ]  # fmt: skip
 
 
+PRUNED = """
+alexnet vit_b_16 vit_b_32 vit_l_16 vit_l_32 vit_h_14 convnext_tiny convnext_small convnext_base convnext_large
+densenet121 densenet169 densenet201 densenet161 efficientnet_b0 efficientnet_b1 efficientnet_b2
+efficientnet_b3 efficientnet_b4 efficientnet_b5 efficientnet_b6 efficientnet_b7 efficientnet_v2_s
+efficientnet_v2_m efficientnet_v2_l googlenet inception_v3 mnasnet0_5 mnasnet0_75 mnasnet1_0 mnasnet1_3
+mobilenet_v2 mobilenet_v3_large mobilenet_v3_small regnet_y_400mf regnet_y_800mf regnet_y_1_6gf regnet_y_3_2gf
+regnet_y_8gf regnet_y_16gf regnet_y_32gf regnet_y_128gf resnet18 resnet34 resnet50 resnet101 resnet152
+resnext50_32x4d resnext101_32x8d wide_resnet50_2 wide_resnet101_2 fcn_resnet50 fcn_resnet101
+deeplabv3_resnet50 deeplabv3_resnet101 deeplabv3_mobilenet_v3_large lraspp_mobilenet_v3_large squeezenet1_0
+squeezenet1_1 vgg11 vgg13 vgg16 vgg19 vgg11_bn vgg13_bn vgg16_bn vgg19_bn ssdlite320_mobilenet_v3_large
+ssd300_vgg16 fasterrcnn_resnet50_fpn fasterrcnn_resnet50_fpn_v2 fasterrcnn_mobilenet_v3_large_320_fpn
+fasterrcnn_mobilenet_v3_large_fpn fcos_resnet50_fpn raft_large shufflenet_v2_x0_5 shufflenet_v2_x1_0
+shufflenet_v2_x1_5 shufflenet_v2_x2_0 swin_t swin_s swin_b keypointrcnn_resnet50_fpn maskrcnn_resnet50_fpn_v2
+retinanet_resnet50_fpn_v2
+""".split()  # noqa: SIM905 - a list of 85 quoted names is no easier to read
+
+
 def torchvision_list() -> list[Case]:
-    """Torchvision's classification, segmentation and video models, as far as they run beside CPU torch."""
-    models = library("torchvision").models
-    folders = {"segmentation": models.segmentation, "video": models.video}
-    cases = []
-    for name in models.list_models():
-        if name.startswith(("quantized", "raft")) or "rcnn" in name or name.startswith(("ssd", "retinanet", "fcos")):
-            continue  # they need torchvision's compiled operators
-        heads = {"vit_b": 12, "vit_l": 16, "vit_h": 16}.get(name[:5])
-        folder = next((f for f in folders.values() if f.__name__ in models.get_model_builder(name).__module__), None)
-        cases.append(Case(name, _torchvision(name, folder is models.video), heads))
-    return cases
+    """The models of Torch-Pruning's own benchmark (benchmarks/prunability); the last 12 stand there as failures."""
+    return [Case(name, _torchvision(name)) for name in PRUNED]
 
 
-def _torchvision(name: str, video: bool) -> Callable[[], Built]:
+def torchvision_rest() -> list[Case]:
+    """Torchvision's other models, video among them, without the quantized ones."""
+    names = [name for name in library("torchvision").models.list_models() if not name.startswith("quantized")]
+    return [Case(name, _torchvision(name)) for name in names if name not in PRUNED]
+
+
+def _torchvision(name: str) -> Callable[[], Built]:
     def build() -> Built:
         models = library("torchvision").models
-        weights = {"weights_backbone": None} if "segmentation" in models.get_model_builder(name).__module__ else {}
-        model = models.get_model(name, weights=None, **weights)
-        size = 224 if name.startswith(("vit", "maxvit", "swin3d", "mvit")) else 299 if "inception" in name else 64
-        return model, (torch.randn(1, 3, 16, size, size) if video else torch.randn(1, 3, size, size),), {}
+        module = models.get_model_builder(name).__module__
+        bare = {"weights_backbone": None} if "detection" in module or "segmentation" in module else {}
+        if name in ("googlenet", "inception_v3"):
+            bare = {"aux_logits": False, "init_weights": False}  # the auxiliary heads do not run in eval mode
+        model = models.get_model(name, weights=None, **bare)
+        if "detection" in module:
+            return Lambda(_detect, net=model), (torch.randn(1, 3, *_detector_size(name)),), {}
+        if "optical_flow" in module:
+            return Lambda(_flow, net=model), (torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128)), {}
+        size = (
+            224 if name.startswith(("vit", "maxvit", "swin3d", "mvit", "s3d")) else 299 if "inception" in name else 64
+        )
+        shape = (1, 3, 16, size, size) if "video" in module else (1, 3, size, size)
+        return model, (torch.randn(shape),), {}
 
     return build
 
 
+def _detector_size(name: str) -> tuple[int, int]:
+    return (300, 300) if name.startswith("ssd") else (96, 128)
+
+
+def _detect(s: Any, x: Tensor) -> list[Tensor]:
+    """A detector's layers; boxes are not chosen, as that needs compiled operators: its one region is the image."""
+    net = s.net
+    features = list(net.backbone(x).values())
+    if not hasattr(net, "rpn"):
+        return list(net.head(features).values())
+    scores, boxes = net.rpn.head(features)
+    heads, region = net.roi_heads, F.adaptive_avg_pool2d(features[0], 7)
+    found = [*scores, *boxes, *heads.box_predictor(heads.box_head(region))]
+    for part in ("mask", "keypoint"):
+        if getattr(heads, f"{part}_head", None) is not None:
+            wider = F.adaptive_avg_pool2d(features[0], 14)
+            found.append(getattr(heads, f"{part}_predictor")(getattr(heads, f"{part}_head")(wider)))
+    return found
+
+
+def _flow(s: Any, a: Tensor, b: Tensor) -> list[Tensor]:
+    """Two updates; its grid of coordinates is made in float32 whatever the model is in."""
+    module = sys.modules[type(s.net).__module__]
+    grid = module.make_coords_grid
+    with mock.patch.object(module, "make_coords_grid", lambda *args: grid(*args).to(a.dtype)):
+        return s.net(a, b, num_flow_updates=2)
+
+
 def project_zoo() -> list[Case]:
     """The project's own zoo."""
-    return [Case(entry.name, entry.build, 4 if "transformers" in entry.name else None) for entry in zoo.entries()]
+    return [Case(entry.name, entry.build) for entry in zoo.entries()]
 
 
-LISTS: dict[str, Callable[[], list[Case]]] = {"field": field, "zoo": project_zoo, "torchvision": torchvision_list}
+LISTS: dict[str, Callable[[], list[Case]]] = {
+    "field": field, "zoo": project_zoo, "torchvision": torchvision_list, "torchvision-rest": torchvision_rest
+}  # fmt: skip

@@ -2,7 +2,8 @@
 
 Each tool is used as its own documentation says. Torch-Pruning prunes: its groups of coupled channels say which indices
 go together, so a permutation of a group's root is carried to all its members; it is told the output layers to ignore
-and the number of heads. rebasin and sinkhorn-rebasin permute by themselves; their permutations are drawn at random.
+and the number of heads of each projection. rebasin and sinkhorn-rebasin permute by themselves; their permutations are
+drawn at random.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ class NotReadable(Exception):
 
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
-QUERIES = ("qkv", "q_proj", "k_proj", "v_proj", "query", "key", "value", "c_attn", "in_proj")
+Tool = Callable[[nn.Module, Call, torch.Generator], nn.Module]
+LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
+HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
+QUERIES = ("q", "query", "q_proj", "q_lin", "qkv", "qkv_proj", "to_qkv", "query_key_value", "c_attn")
+KEYS = ("k", "v", "kv", "key", "value", "k_proj", "v_proj", "k_lin", "v_lin")
 
 
-def permute_graphfuse(model: nn.Module, call: Call, heads: int | None, generator: torch.Generator) -> nn.Module:
+def permute_graphfuse(model: nn.Module, call: Call, generator: torch.Generator) -> nn.Module:
     import graphfuse
     from graphfuse.capture import state_of
     from graphfuse.permutations import permuted, sample
@@ -39,7 +44,7 @@ def permute_graphfuse(model: nn.Module, call: Call, heads: int | None, generator
     return model
 
 
-def permute_rebasin(model: nn.Module, call: Call, heads: int | None, generator: torch.Generator) -> nn.Module:
+def permute_rebasin(model: nn.Module, call: Call, generator: torch.Generator) -> nn.Module:
     from rebasin import PermutationCoordinateDescent  # pyright: ignore
 
     args, kwargs = call
@@ -51,7 +56,7 @@ def permute_rebasin(model: nn.Module, call: Call, heads: int | None, generator: 
     return model
 
 
-def permute_sinkhorn(model: nn.Module, call: Call, heads: int | None, generator: torch.Generator) -> nn.Module:
+def permute_sinkhorn(model: nn.Module, call: Call, generator: torch.Generator) -> nn.Module:
     from rebasin import RebasinNet  # pyright: ignore
 
     args, kwargs = call
@@ -64,25 +69,21 @@ def permute_sinkhorn(model: nn.Module, call: Call, heads: int | None, generator:
     return net()
 
 
-def permute_pruning(model: nn.Module, call: Call, heads: int | None, generator: torch.Generator) -> nn.Module:
+def permute_pruning(model: nn.Module, call: Call, generator: torch.Generator) -> nn.Module:
     import torch_pruning as tp  # pyright: ignore
 
     args, kwargs = call
-    ignored = _last_layers(model, call)
+    ignored, heads = _output_layers(model, call), _heads(model)
     graph = tp.DependencyGraph().build_dependency(
         model, example_inputs=kwargs or args, output_transform=lambda out: sum(
             t.sum() for t in pytree.tree_leaves(out) if isinstance(t, Tensor) and t.requires_grad
         ),
     )  # fmt: skip
-    attending = {
-        m for name, m in model.named_modules()
-        if heads and (name.rpartition(".")[2] in QUERIES or isinstance(m, nn.MultiheadAttention))
-    }  # fmt: skip
-    for group in graph.get_all_groups(ignored_layers=ignored, root_module_types=[nn.modules.conv._ConvNd, nn.Linear]):
+    for found in graph.get_all_groups(ignored_layers=ignored, root_module_types=list(LAYERS)):
+        group = _rerooted(graph, found, heads)
         members = [(item.dep, list(zip(item.idxs, item.root_idxs, strict=True))) for item in group.items]
         size = 1 + max(root for _, pairs in members for _, root in pairs)
-        structured = heads if any(dep.target.module in attending for dep, _ in members) else None
-        order = _order(size, structured, generator)
+        order = _order(size, _blocks(graph, members, heads), generator)
         if coupled := _coupled(graph, group, size):
             classes = torch.randperm(len(coupled), generator=generator).tolist()
             order = list(range(size))
@@ -97,6 +98,53 @@ def permute_pruning(model: nn.Module, call: Call, heads: int | None, generator: 
                     done.add(key)
                     _reorder(tensor, dim, pairs, order)
     return model
+
+
+def _heads(model: nn.Module) -> dict[nn.Module, int]:
+    """The heads of each projection, as the module that holds it says, for the user has to pass this dictionary."""
+    found: dict[nn.Module, int] = {}
+    for module in model.modules():
+        attends = "ttention" in type(module).__name__
+        said = [module, module.config] if attends and hasattr(module, "config") else [module]
+        counts = [getattr(one, name, None) for one in said for name in HEADS]
+        queries = next((n for n in counts if isinstance(n, int)), None)
+        if queries is None:
+            continue
+        keys = getattr(said[-1], "num_key_value_heads", None) or queries
+        if isinstance(module, nn.MultiheadAttention):
+            found[module] = queries
+        for name, part in module.named_modules():
+            if (leaf := name.rpartition(".")[2]) in QUERIES + KEYS and isinstance(part, LAYERS):
+                found[part] = queries if leaf in QUERIES else keys
+    return found
+
+
+def _rerooted(graph: Any, group: Any, heads: dict[nn.Module, int]) -> Any:
+    """Its pruner sees groups of attention from the layer that reads the heads; so does this."""
+    if not any(dep.target.module in heads and graph.is_out_channel_pruning_fn(dep.handler) for dep, _ in group):
+        return group
+    reading = [
+        (dep, idxs) for dep, idxs in group
+        if isinstance(dep.target.module, LAYERS) and not graph.is_out_channel_pruning_fn(dep.handler)
+    ]  # fmt: skip
+    if not reading:
+        return group
+    dep, idxs = reading[-1]
+    return graph.get_pruning_group(dep.target.module, dep.handler, idxs)
+
+
+def _blocks(graph: Any, members: list[Any], heads: dict[nn.Module, int]) -> int:
+    """Blocks of channels within which it prunes alike: heads, groups of norms and of convolutions."""
+    counts = [1]
+    for dep, _ in members:
+        module, out = dep.target.module, graph.is_out_channel_pruning_fn(dep.handler)
+        if module in heads and out:
+            counts.append(heads[module])
+        elif isinstance(module, nn.GroupNorm):
+            counts.append(module.num_groups)
+        elif isinstance(module, nn.modules.conv._ConvNd) and module.groups != module.out_channels:
+            counts.append(module.groups)
+    return max(counts)
 
 
 def _coupled(graph: Any, group: Any, size: int) -> list[list[int]]:
@@ -115,26 +163,39 @@ def _coupled(graph: Any, group: Any, size: int) -> list[list[int]]:
     return [list(members) for members in classes] if len({len(members) for members in classes}) == 1 else []
 
 
-def _last_layers(model: nn.Module, call: Call) -> list[nn.Module]:
-    """What a user would tell it to leave alone: layers whose outputs the model returns, and the last one run."""
-    seen: list[tuple[nn.Module, Any]] = []
-    kinds = (nn.Linear, nn.modules.conv._ConvNd)
-    hooks = [m.register_forward_hook(lambda m, _, out: seen.append((m, out))) for m in model.modules()]
-    with torch.no_grad():
-        returned = {id(t) for t in pytree.tree_leaves(model(*call[0], **call[1])) if isinstance(t, Tensor)}
+def _output_layers(model: nn.Module, call: Call) -> list[nn.Module]:
+    """What its user would tell it to leave alone: the layers that the outputs come from with no other in between."""
+    made: dict[Any, nn.Module] = {}
+
+    def note(module: nn.Module, _: Any, out: Any) -> None:
+        for tensor in pytree.tree_leaves(out):
+            if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
+                made.setdefault(tensor.grad_fn, module)
+
+    kinds = (*LAYERS, nn.MultiheadAttention, nn.modules.rnn.RNNBase)
+    hooks = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, kinds)]
+    out = model(*call[0], **call[1])
     for hook in hooks:
         hook.remove()
-    layers: list[nn.Module] = [m for m, out in seen if isinstance(m, kinds) and id(out) in returned]
-    every: list[nn.Module] = [m for m, _ in seen if isinstance(m, kinds)]
-    return layers or every[-1:]
+    found: list[nn.Module] = []
+    left, seen = [t.grad_fn for t in pytree.tree_leaves(out) if isinstance(t, Tensor)], set()
+    while left:
+        if (node := left.pop()) is None or node in seen:
+            continue
+        seen.add(node)
+        if node in made:
+            found.append(made[node])
+        else:
+            left.extend(following for following, _ in node.next_functions)
+    return found
 
 
-def _order(size: int, heads: int | None, generator: torch.Generator) -> list[int]:
-    if not heads or size % heads:
+def _order(size: int, blocks: int, generator: torch.Generator) -> list[int]:
+    """Alike in all blocks, as it prunes; heads stay, as its groups do not tie those of queries to those of values."""
+    if size % blocks:
         return torch.randperm(size, generator=generator).tolist()
-    units = torch.randperm(size // heads, generator=generator)
-    blocks = torch.arange(heads)  # its groups do not tie the heads of queries to those of values, so heads stay
-    return (blocks[:, None] * (size // heads) + units).flatten().tolist()
+    units = torch.randperm(size // blocks, generator=generator)
+    return (torch.arange(blocks)[:, None] * (size // blocks) + units).flatten().tolist()
 
 
 def _tensors(target: Any, out: bool) -> list[tuple[Tensor, int]]:
@@ -180,10 +241,10 @@ def _reorder(tensor: Tensor, dim: int, pairs: list[tuple[int, int]], order: list
     tensor.copy_(tensor.index_select(dim, source))
 
 
-TOOLS: dict[str, tuple[str | None, Callable[[nn.Module, Call, int | None, torch.Generator], nn.Module]]] = {
-    "graphfuse": (None, permute_graphfuse),
-    "torch-pruning": ("torch-pruning==1.6.1", permute_pruning),
-    "rebasin": ("rebasin==0.0.47", permute_rebasin),
-    "sinkhorn-rebasin": ("sinkhorn-rebasin==0.0.2", permute_sinkhorn),
+TOOLS: dict[str, tuple[tuple[str, ...], str, Tool]] = {
+    "graphfuse": ((), "torch.export", permute_graphfuse),
+    "torch-pruning": (("torch-pruning==1.6.1", "tqdm"), "torch_pruning", permute_pruning),
+    "rebasin": (("rebasin==0.0.47", "torchview", "tqdm", "graphviz"), "rebasin", permute_rebasin),
+    "sinkhorn-rebasin": (("sinkhorn-rebasin==0.0.2", "torchviz", "graphviz"), "rebasin", permute_sinkhorn),
 }
-"""Tool -> what pip installs it by, and how it is used."""
+"""Tool -> what pip installs for it, what is imported, and how it is used."""

@@ -1,6 +1,7 @@
-"""Write the README's tables from what was measured: the demo's demo.json, the records of label.py and coverage.py.
+"""Write the README's tables and docs/coverage.md from what was measured: the records of label.py and coverage.py, and
+the demo's demo.json where it is given.
 
-python benchmarks/readme.py demo-out/demo.json
+python benchmarks/readme.py [demo-out/demo.json]
 """
 
 from __future__ import annotations
@@ -42,12 +43,15 @@ def filled(text: str, name: str, content: str) -> str:
 
 def main() -> None:
     """Fill all tables."""
-    if len(sys.argv) != 2:
+    text = README.read_text()
+    if len(sys.argv) > 2:
         raise SystemExit(__doc__)
-    text = filled(README.read_text(), "demo", demo_table(json.loads(Path(sys.argv[1]).read_text())))
+    if len(sys.argv) == 2:
+        text = filled(text, "demo", demo_table(json.loads(Path(sys.argv[1]).read_text())))
     text = filled(text, "label", label.show())
     text = filled(text, "align", align.show())
-    README.write_text(filled(text, "coverage", coverage.show("field")))
+    README.write_text(filled(text, "coverage", coverage.counts()))
+    coverage.DOCUMENT.write_text(coverage.document())
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from graphfuse.errors import GraphFuseError
 from graphfuse.folding import Folded, fold_gains
 from graphfuse.fuse import FuseResult, fuse
 from graphfuse.matching import DepthMatch, Translation, match_depth, translate
+from graphfuse.refine import Descent, finetune
 from graphfuse.symmetry import SymmetryGraph, trace
 from graphfuse.verify import Verification, verify
 
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Alignment",
     "DepthMatch",
+    "Descent",
     "Folded",
     "FuseConfig",
     "FuseResult",
@@ -31,6 +33,7 @@ __all__ = [
     "Verification",
     "__version__",
     "align",
+    "finetune",
     "fold_gains",
     "fuse",
     "match_depth",

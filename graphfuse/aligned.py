@@ -55,6 +55,8 @@ class Alignment:
 
     It knows the layout of every parameter and moved buffer, so it applies to any checkpoint of the same architecture.
     ``folds`` are gains that go into the layers that read them before anything is carried.
+    Where maps differ from place to place (``driver: flow``), ``axes`` has one entry for each map, and ``labels`` says
+    which tensor has which; ``nodes`` says it of the target's activations, while they are at hand (it is not saved).
     """
 
     target: int
@@ -65,6 +67,7 @@ class Alignment:
     models: tuple[Aligned, ...]
     folds: tuple[Fold, ...] = ()
     notes: tuple[str, ...] = ()
+    nodes: Mapping[str, tuple[Layout | None, ...]] = field(default_factory=dict)
 
     def apply(self, state: Mapping[str, Tensor], model: int = 1) -> dict[str, Tensor]:
         """A checkpoint of one of the models, in the target's coordinates.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +17,11 @@ from graphfuse.correspond import Correspondence, correspond
 from graphfuse.costs.activations import ActivationEvidence
 from graphfuse.costs.blend import BlendEvidence
 from graphfuse.costs.evidence import Evidence, Problem
+from graphfuse.costs.filters import selection
+from graphfuse.costs.magnitude import magnitudes
 from graphfuse.costs.moments import Measure
-from graphfuse.costs.weights import WeightEvidence
+from graphfuse.costs.sites import sites
+from graphfuse.costs.weights import WeightEvidence, left_out
 from graphfuse.errors import CheckpointError, ConfigError, CorrespondenceError, DataError
 from graphfuse.folding import Fold
 from graphfuse.lockstep import Batch, Lockstep, batches
@@ -26,9 +29,12 @@ from graphfuse.maps import identity
 from graphfuse.matching import Form, Tracer, call_of, forms_of, without_gains
 from graphfuse.roles import ROLES
 from graphfuse.rulebook import load_rules
-from graphfuse.symmetry import SymmetryGraph, TensorLabel
+from graphfuse.symmetry import Axis, TensorLabel
 from graphfuse.together import Together
+from graphfuse.transport.circuit import wire
 from graphfuse.transport.coordinate import Solution, coordinate
+from graphfuse.transport.flow import WEIGHTED, flow, places_of
+from graphfuse.transport.wires import Wire, Wiring
 
 __all__ = ["Aligned", "Alignment", "Prepared", "Progress", "align", "match", "prepare"]
 
@@ -118,6 +124,7 @@ def prepare(
     settings = FuseConfig.parse(config)
     models = _some(models, settings)
     method = _method(settings, data is not None)
+    _check_costs(settings, method)
     found = tuple(batches(data, settings.samples)) if data is not None else ()
     args = (args,) if isinstance(args, Tensor) else tuple(args)
     if found:
@@ -132,7 +139,7 @@ def prepare(
     forms = forms_of(models, args, kwargs or {}, found, settings, tracer, _traced(progress, len(models)))
     calls = [call_of(models[settings.target], form.model, args, kwargs or {}) for form in forms]
     folds: tuple[Fold, ...] = ()
-    if settings.symmetry == "full":
+    if settings.rotating:
         forms, folds = without_gains(forms, calls, tracer, settings.target)
     models = tuple(form.model for form in forms)
     graphs = [tracer(model, *call) for model, call in zip(models, calls, strict=True)]
@@ -150,50 +157,59 @@ def _traced(progress: Progress | None, total: int) -> Callable[[int], None]:
 
 def match(prepared: Prepared, progress: Progress | None = None) -> Alignment:
     """Solve the maps of every model onto the target."""
-    if prepared.config.scheme == "cycle":
-        permutations = prepared.config.model_copy(update={"symmetry": "permutation"})
-        prepared = replace(prepared, config=permutations)
     relation, config = prepared.correspondence, prepared.config
     graph, target, count = relation.graph, relation.target, len(prepared.models)
-    notes = [*prepared.notes, *relation.notes]
-    problems = [_problem(relation, config, k) for k in range(count)]
+    wiring = _wiring(prepared)
+    notes = [*prepared.notes, *relation.notes, *wiring.notes]
+    moving, labelled = {wire.axis.id for wire in wiring.wires}, wiring.labelled
+    still = [axis for axis in relation.free if axis.id in labelled and axis.id not in moving]
+    own = [wiring.without(relation.absent[k], relation.axes[k]) for k in range(count)]
+    problems = [_problem(relation, wires, k) for k, wires in enumerate(own)]
     solutions = [Solution({}, {}, 0, 0.0)] * count
     for done, k in enumerate((k for k in range(count) if k != target), start=2):
-        evidence = _evidence(prepared, problems[k], k, notes, progress)
-        solutions[k] = coordinate(problems[k], evidence, config, _measure(config, prepared.method))
+        _check_still(prepared, still, k)
+        solutions[k] = _solved(prepared, problems[k], own[k], k, notes, progress)
         if progress is not None:
             progress("match", done, count)
     if config.scheme != "anchor":
-        solutions = _together(prepared, problems, solutions)
+        solutions = _together(prepared, wiring, problems, solutions)
     models = []
     for k, (problem, found) in enumerate(zip(problems, solutions, strict=True)):
-        kept = {axis.id: identity(axis.id, axis.size) for axis in relation.free if axis.id not in problem.moving}
+        rest = (wire.axis for wire in wiring.wires if wire.axis.id not in problem.moving)
+        kept = {axis.id: identity(axis.id, axis.size) for axis in (*still, *rest)}
         maps = {**found.maps, **kept} if found.maps or k != target else {}
-        sizes, layers = dict(relation.sizes[k]), prepared.forms[k].layers
+        sizes, layers = wiring.sizes(relation.sizes[k]), prepared.forms[k].layers
         models.append(Aligned(sizes, maps, found.agreement, found.sweeps, relation.absent[k], layers))
         notes += _remarks(models[-1], k, target) if k != target else []
     return Alignment(
         target=target,
         method=prepared.method,
-        axes=relation.free,
-        labels=dict(graph.tensors),
+        axes=(*(wire.axis for wire in wiring.wires), *still) if config.driver == "flow" else relation.free,
+        labels=dict(wiring.labels),
         aliases=dict(graph.captured.aliases),
         models=tuple(models),
         folds=prepared.folds,
         notes=tuple(dict.fromkeys([*notes, *prepared.lockstep.notes])),
+        nodes=wiring.nodes,
     )
 
 
-def _together(prepared: Prepared, problems: Sequence[Problem], anchored: Sequence[Solution]) -> list[Solution]:
+def _together(
+    prepared: Prepared, wiring: Wiring, problems: Sequence[Problem], anchored: Sequence[Solution]
+) -> list[Solution]:
     """All models matched with each other, starting from their maps onto the target."""
     relation, config = prepared.correspondence, prepared.config
     if any(relation.absent):
         raise ConfigError(
             f"config: scheme: {config.scheme} needs models of one depth.\n  what to do: use scheme anchor"
         )
+    counted = None
+    if prepared.method != "weights":
+        looked_at = {name for names in sites(relation.graph, config.cost.site).values() for name in names}
+        counted = selection(config.filter, prepared.lockstep, prepared.data, looked_at)
     joint = Together(
-        problems, relation, prepared.states, prepared.lockstep, prepared.data, _parameters(relation.graph), config,
-        prepared.method, _measure(config, prepared.method),
+        problems, relation, prepared.states, prepared.lockstep, prepared.data, _parameters(prepared, wiring), config,
+        prepared.method, _measure(config, prepared.method), counted,
     )  # fmt: skip
     target = relation.target
     own = {axis.id: problems[target].start(axis) for axis in problems[target].axes}
@@ -201,63 +217,95 @@ def _together(prepared: Prepared, problems: Sequence[Problem], anchored: Sequenc
     return list(joint.solve(start).solutions)
 
 
-def _parameters(graph: SymmetryGraph, absent: frozenset[str] = frozenset()) -> list[TensorLabel]:
-    parameters = {slot.name for slot in graph.captured.inputs if slot.kind == "parameter"} - absent
-    return [label for name, label in graph.tensors.items() if name in parameters]
+def _parameters(prepared: Prepared, wiring: Wiring, k: int | None = None) -> list[TensorLabel]:
+    """The tensors that are compared: all that model ``k`` has."""
+    relation = prepared.correspondence
+    parameters = {slot.name for slot in relation.graph.captured.inputs if slot.kind == "parameter"}
+    absent = relation.absent[k] if k is not None else frozenset[str]()
+    wanted = parameters - absent - left_out(relation.graph, prepared.config.cost)
+    return [label for name, label in wiring.labels.items() if name in wanted]
 
 
 # ---------------------------------------------------------------------- steps
 
 
-def _problem(relation: Correspondence, config: FuseConfig, k: int) -> Problem:
-    """The axes to be matched: those free in both models, less those that the config keeps as they are."""
-    axes = []
-    for axis in (axis for axis in relation.free if axis.id in relation.axes[k]):
-        if config.for_axis(axis.name, axis.role).align:
-            axes.append(axis)
-        elif relation.sizes[k][axis.id] != axis.size:
-            raise ConfigError(
-                f"config: roles: {axis.name} is not to be aligned, but its size is {axis.size} in model "
-                f"{relation.target} and {relation.sizes[k][axis.id]} in model {k}.\n"
-                "  what to do: align it; only axes of equal size can be kept as they are"
-            )
-    return Problem(tuple(axes), relation.sizes[relation.target], relation.sizes[k])
+def _wiring(prepared: Prepared) -> Wiring:
+    """The axes to be matched, and what stands in for them in the labels: themselves, unless maps flow along edges."""
+    relation, config = prepared.correspondence, prepared.config
+    axes = [axis for axis in relation.free if config.for_axis(axis.name, axis.role).align]
+    if config.driver == "flow":
+        return wire(relation.graph, axes, config.flow)
+    wires = tuple(Wire(axis, (axis.id,)) for axis in axes)
+    return Wiring(wires, relation.graph.tensors, prepared.lockstep.layouts)
 
 
-def _evidence(prepared: Prepared, problem: Problem, k: int, notes: list[str], progress: Progress | None) -> Evidence:
-    relation, target = prepared.correspondence, prepared.correspondence.target
-    graph = relation.graph
-    labels = _parameters(graph, relation.absent[k])
-    weights = WeightEvidence(problem, labels, prepared.states[target], prepared.states[k])
-    if prepared.method == "weights":
-        return weights
-    if not relation.nodes[k]:
-        raise CorrespondenceError(
-            f"models {target} and {k} have the same parameters but run other ops, so their activations cannot be "
-            "compared.\n  what to do: use method weights"
-        )
-    pair = _pair(prepared.lockstep, target, k, notes)
+def _problem(relation: Correspondence, wiring: Wiring, k: int) -> Problem:
+    """The target's wires matched with those of one model."""
+    axes = tuple(wire.axis for wire in wiring.wires)
+    return Problem(axes, wiring.sizes(relation.sizes[relation.target]), wiring.sizes(relation.sizes[k]))
+
+
+def _solved(
+    prepared: Prepared, problem: Problem, wiring: Wiring, k: int, notes: list[str], progress: Progress | None
+) -> Solution:
+    """The maps of one model."""
+    config, target = prepared.config, prepared.correspondence.target
+    measure, flows = _measure(config, prepared.method), config.driver == "flow"
+    spots = places_of(wiring, config) if flows else set()
+    pair = None
+    if prepared.method != "weights" or spots:
+        _check_same_ops(prepared, k)
+        pair = _pair(prepared, wiring, k, notes)
+    evidence, importance = _evidence(prepared, problem, wiring, k, pair, progress)
+    if not flows:
+        return coordinate(problem, evidence, config, measure, importance)
+    sizes = magnitudes(problem, pair, prepared.data, spots, prepared.states[target]) if pair is not None else {}
+    return flow(problem, wiring, evidence, config, measure, sizes, importance)
+
+
+def _evidence(
+    prepared: Prepared, problem: Problem, wiring: Wiring, k: int, pair: Lockstep | None, progress: Progress | None
+) -> tuple[Evidence, Evidence | None]:
+    """Where likeness comes from, and the masses of units (None: all have the same)."""
+    target, cost = prepared.correspondence.target, prepared.config.cost
+    labels = _parameters(prepared, wiring, k)
+    flows = prepared.config.driver == "flow"
+    rows = {wire.axis.id: wire.tensors for wire in wiring.wires} if flows else None
+    weights = WeightEvidence(problem, labels, prepared.states[target], prepared.states[k], rows)
+    if prepared.method == "weights" or pair is None:
+        return weights, weights if cost.importance == "weights" else None
+    shown = sites(pair.correspondence.graph, cost.site)
+    if flows:
+        shown = {wire.axis.id: wiring.sites(wire, shown, cost.site == "post") for wire in wiring.wires}
+    looked_at = {name for names in shown.values() for name in names}
+    counted = selection(prepared.config.filter, pair, prepared.data, looked_at)
     blend = prepared.method == "blend"
-    activations = ActivationEvidence(problem, pair, prepared.data, weights, progress, keep=blend)
-    return BlendEvidence(activations, weights, prepared.config.blend) if blend else activations
+    again = blend or cost.importance == "activations"
+    activations = ActivationEvidence(problem, pair, prepared.data, weights, progress, cost, counted, shown, keep=again)
+    evidence = BlendEvidence(activations, weights, prepared.config.blend) if blend else activations
+    return evidence, {"uniform": None, "activations": activations, "weights": weights}[cost.importance]
 
 
-def _pair(lockstep: Lockstep, target: int, k: int, notes: list[str]) -> Lockstep:
+def _pair(prepared: Prepared, wiring: Wiring, k: int, notes: list[str]) -> Lockstep:
     """The lockstep of the target and one other model."""
-    relation = lockstep.correspondence
-    states = lockstep.states or [state_of(model) for model in lockstep.models]
+    lockstep, relation, states = prepared.lockstep, prepared.correspondence, prepared.states
+    target = relation.target
     return Lockstep(
         [lockstep.models[target], lockstep.models[k]],
         correspond([relation.graphs[target], relation.graphs[k]], 0, [(), relation.absent[k]]),
         [states[target], states[k]],
         lockstep.retrace,
         notes,
+        wiring.nodes,
+        wiring.sizes,
     )
 
 
 def _measure(config: FuseConfig, method: str) -> Measure:
+    if config.metric == "auto" and method == "weights":
+        return "squared"
     if config.metric == "auto":
-        return "squared" if method == "weights" else "correlation"
+        return "correlation" if config.cost.activations == "raw" else "euclidean"
     return config.metric
 
 
@@ -289,7 +337,35 @@ def _some(models: Sequence[nn.Module], config: FuseConfig) -> tuple[nn.Module, .
     return models
 
 
+def _check_still(prepared: Prepared, still: Sequence[Axis], k: int) -> None:
+    """Axes that keep their order must have one size."""
+    relation, config = prepared.correspondence, prepared.config
+    for axis in still:
+        other = relation.sizes[k].get(axis.id, axis.size)
+        if other != axis.size:
+            kept = config.for_axis(axis.name, axis.role).align
+            why = f"flow.heads: {config.flow.heads} keeps" if kept else "roles:"
+            raise ConfigError(
+                f"config: {why} {axis.name} {'in order' if kept else 'is not to be aligned'}, but its size is "
+                f"{axis.size} in model {relation.target} and {other} in model {k}.\n"
+                "  what to do: align it; only axes of equal size can be kept as they are"
+            )
+
+
+def _check_same_ops(prepared: Prepared, k: int) -> None:
+    if not prepared.correspondence.nodes[k]:
+        raise CorrespondenceError(
+            f"models {prepared.correspondence.target} and {k} have the same parameters but run other ops, so their "
+            "activations cannot be compared.\n  what to do: use method weights"
+        )
+
+
 def _method(config: FuseConfig, has_data: bool) -> Literal["weights", "activations", "blend"]:
+    if config.driver == "flow" and config.flow.residual in WEIGHTED and not has_data:
+        raise DataError(
+            f"flow.residual {config.flow.residual} weighs by activations, but there is no data.\n"
+            "  what to do: pass data, or use residual: mean"
+        )
     if config.method in ("default", "auto"):
         return "activations" if has_data else "weights"
     if config.method != "weights" and not has_data:
@@ -298,6 +374,22 @@ def _method(config: FuseConfig, has_data: bool) -> Literal["weights", "activatio
             "  what to do: pass data, or use method weights"
         )
     return config.method
+
+
+def _check_costs(config: FuseConfig, method: str) -> None:
+    """Settings that speak of activations are an error where none are looked at."""
+    defaults = FuseConfig.model_validate({})
+    said = {
+        "filter": config.filter != defaults.filter,
+        "cost: site": config.cost.site != defaults.cost.site,
+        "cost: activations": config.cost.activations != defaults.cost.activations,
+        "cost: importance": config.cost.importance == "activations",
+    }
+    for key in [key for key, given in said.items() if given and method == "weights"]:
+        raise ConfigError(
+            f"config: {key}: speaks of activations, but models are matched by their weights.\n"
+            "  what to do: pass data, with method activations or blend, or leave it out"
+        )
 
 
 def _check_finite(state: Mapping[str, Tensor], k: int) -> None:

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from graphfuse.errors import DataError
 from graphfuse.flatgraph import execute, last_use, lift_attributes, tidy, tie
-from graphfuse.frontend import Kind, dotted, program, source_in
+from graphfuse.frontend import AtomCall, AtomOf, Kind, dotted, in_force, program, source_in, taken_whole
 from graphfuse.inputs import Example, Signature, as_captured, expect_state, in_order, leaf_names, outline, signature_of
 
 __all__ = ["Captured", "Example", "Input", "Site", "canonical_names", "capture", "signature_of", "state_of"]
@@ -55,7 +55,7 @@ class Captured:
 
     ``inputs`` lists the placeholders in order; ``outputs`` the names of the nodes that the user gets back, in flat
     order; ``aliases`` maps a tied tensor's other names to its canonical one; ``constants`` holds the values of the
-    tensors that the trace lifted out of the code.
+    tensors that the trace lifted out of the code; ``atoms`` the calls of modules that a rule takes whole.
     """
 
     graph_module: fx.GraphModule
@@ -68,6 +68,7 @@ class Captured:
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec
     examples: tuple[Example, ...]
+    atoms: tuple[AtomCall, ...] = ()
 
     @property
     def graph(self) -> fx.Graph:
@@ -126,7 +127,8 @@ class Captured:
         last = last_use(self.graph)
         env: dict[fx.Node, Any] = {}
         for node in self.graph.nodes:
-            value = execute(self.graph_module, node, env, values)
+            with in_force(self.atoms):
+                value = execute(self.graph_module, node, env, values)
             while (new := (yield node, value)) is not None:
                 value = new
             env[node] = value
@@ -168,6 +170,7 @@ def capture(
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     decompose: Callable[[OpOverload], bool] = lambda op: False,
+    atom_of: AtomOf = lambda module: None,
 ) -> Captured:
     """Capture what ``model(*args, **kwargs)`` computes in eval mode as a flat functional graph.
 
@@ -180,6 +183,8 @@ def capture(
         the graph.
     decompose : callable
         Says of an ATen op whether it should be decomposed, because nothing is known about it.
+    atom_of : callable
+        Says of a module whether it becomes one op, and how (see :class:`graphfuse.frontend.atoms.Atom`).
 
     Raises
     ------
@@ -188,7 +193,8 @@ def capture(
     """
     args, given = tuple(args), in_order(model, dict(kwargs or {}))
     flat, in_spec = pytree.tree_flatten((args, given))
-    raw = program(model, args, given, decompose)
+    with taken_whole(model, atom_of) as calls:
+        raw = program(model, args, given, decompose)
     examples = tuple(
         Example(name, tuple(x.shape), x.dtype) if isinstance(x, Tensor) else Example(name, None, None, x)
         for name, x in zip(leaf_names(model, in_spec), flat, strict=True)
@@ -215,6 +221,7 @@ def capture(
         in_spec=in_spec,
         out_spec=raw.out_spec,
         examples=examples,
+        atoms=tuple(calls),
     )
 
 

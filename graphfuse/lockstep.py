@@ -161,6 +161,10 @@ class Lockstep:
         Weights to run with instead of the models' own.
     retrace : callable
         ``(model, args, kwargs) -> SymmetryGraph``, for batches of another shape.
+    labels : mapping, optional
+        Labels of the target's nodes to be used in place of its graph's own, with axes of their own.
+    resized : callable
+        Sizes of the graph's axes -> those of all axes in ``labels``.
     """
 
     models: Sequence[nn.Module]
@@ -168,12 +172,14 @@ class Lockstep:
     states: Sequence[Mapping[str, Tensor]] | None = None
     retrace: Retrace = trace
     notes: list[str] = field(default_factory=list)
+    labels: Mapping[str, tuple[Layout | None, ...]] | None = None
+    resized: Callable[[Mapping[int, int]], Mapping[int, int]] = dict
     known: dict[Any, tuple[Correspondence, Correspondence] | None] = field(default_factory=dict)
 
     @cached_property
     def layouts(self) -> Mapping[str, tuple[Layout | None, ...]]:
         """The labels of all nodes of the target's graph."""
-        return node_layouts(self.correspondence.graph)
+        return node_layouts(self.correspondence.graph) if self.labels is None else self.labels
 
     @cached_property
     def shared(self) -> frozenset[str]:
@@ -205,6 +211,16 @@ class Lockstep:
                 values = [run.to(place[name]) for run, place in zip(runs, places, strict=True)]
                 yield from self._moments(name, values, names)
 
+    def tensors(self, batch: Batch) -> dict[str, Tensor]:
+        """A batch's tensors by the names of the target's inputs; empty for a batch that is left out."""
+        found = self.graphs(batch)
+        if found is None:
+            return {}
+        captured = found[0].graph.captured
+        state = self.states[found[0].target] if self.states is not None else state_of(self.models[found[0].target])
+        values = captured.bind(state, batch.args, batch.kwargs)
+        return {slot.name: values[slot.node] for slot in captured.inputs if slot.kind == "user"}
+
     def _remark(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
@@ -217,7 +233,7 @@ class Lockstep:
         for i, dims in enumerate(self.layouts[name]):
             parts = tuple(value[i] if isinstance(value, tuple | list) else value for value in values)
             if dims is not None and all(isinstance(part, Tensor) for part in parts):
-                yield Moment(name, dims, parts, names.sizes[1:])
+                yield Moment(name, dims, parts, tuple(map(self.resized, names.sizes[1:])))
 
     def graphs(self, batch: Batch) -> tuple[Correspondence, Correspondence] | None:
         """Graphs that fit a batch, related to each other and to the graphs of the examples."""

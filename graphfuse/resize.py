@@ -25,6 +25,7 @@ from graphfuse.costs.weights import WeightEvidence
 from graphfuse.errors import CorrespondenceError
 from graphfuse.lockstep import Lockstep
 from graphfuse.maps import AxisMap
+from graphfuse.matching.stacks import unequal
 from graphfuse.symmetry import Axis
 from graphfuse.transport.coordinate import table_of
 from graphfuse.transport.family import optimum
@@ -57,16 +58,23 @@ def resize(
     what = "weights" if config.refine.what in ("weights", "both") else "none"  # these maps are not to be learned
     refine = config.refine.model_copy(update={"what": what})
     settings = config.model_copy(
-        update={"target": 0, "weights": (0.0, 1.0), "scheme": "anchor", "method": method, "refine": refine}
+        update={
+            "target": 0,
+            "weights": (0.0, 1.0),
+            "scheme": "anchor",
+            "method": method,
+            "refine": refine,
+            "symmetry": "permutation",
+            "driver": "coordinate",
+        }
     )
+    if unequal(into, model):
+        raise _other_depth()
     blank = copy.deepcopy(into).eval()
     prepared = prepare([blank, model], args, kwargs, data=data, config=settings, rules=rules)
     relation = prepared.correspondence
     if prepared.forms[1].depth is not None:
-        raise CorrespondenceError(
-            "into has another depth than the models to be fused.\n  what to do: give it the target's depth; only its "
-            "widths may differ"
-        )
+        raise _other_depth()
     narrow, wide = relation.sizes
     maps = _Resizing.of(prepared).maps()
     alignment = Alignment(
@@ -79,6 +87,13 @@ def resize(
         notes=(*prepared.notes, *relation.notes, *prepared.lockstep.notes),
     )
     return prepared, alignment
+
+
+def _other_depth() -> CorrespondenceError:
+    return CorrespondenceError(
+        "into has another depth than the models to be fused.\n  what to do: give it the target's depth; only its "
+        "widths may differ"
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -92,7 +92,10 @@ class Statistics:
 
 @dataclass(frozen=True, eq=False)
 class SymmetryGraph:
-    """A model, its captured graph, and the symmetries found in it."""
+    """A model, its captured graph, and the symmetries found in it.
+
+    ``consumed`` has, for each node, the (operand, dim) pairs that it contracts away.
+    """
 
     model: nn.Module
     args: tuple[Any, ...]
@@ -106,6 +109,7 @@ class SymmetryGraph:
     statistics: tuple[Statistics, ...]
     notes: tuple[Note, ...]
     free_fraction: float
+    consumed: Mapping[str, frozenset[tuple[str, int]]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
@@ -196,7 +200,7 @@ def trace(
     args = (args,) if isinstance(args, Tensor) else tuple(args)
     book = rules if isinstance(rules, RuleBook) else load_rules(rules)
     start = time.perf_counter()
-    captured = capture(model, args, kwargs, lambda op: not (book.has_rule(op) or makes_constants(op)))
+    captured = capture(model, args, kwargs, lambda op: not (book.has_rule(op) or makes_constants(op)), book.atom)
     middle = time.perf_counter()
     state = state_of(model)
     learned = written_in_training(model, args, dict(kwargs or {}), _candidates(model, captured, book, state))
@@ -245,6 +249,7 @@ def assemble(
         statistics=_statistics(flow, captured, book),
         notes=(*(Note(text, Reason("")) for text in captured.notes), *labelling.notes),
         free_fraction=sum(moved for moved, _ in counts) / every if every else 0.0,
+        consumed=labelling.consumed,
     )  # fmt: skip
 
 

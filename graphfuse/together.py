@@ -12,6 +12,7 @@ from graphfuse.correspond import Correspondence
 from graphfuse.costs.activations import ActivationEvidence
 from graphfuse.costs.blend import BlendEvidence
 from graphfuse.costs.evidence import Evidence, Problem
+from graphfuse.costs.filters import Selection
 from graphfuse.costs.moments import Measure
 from graphfuse.costs.reference import MeanLockstep, mean_weights
 from graphfuse.costs.weights import WeightEvidence
@@ -37,6 +38,7 @@ class Together:
     config: FuseConfig
     method: str
     measure: Measure
+    selection: Selection | None = None
 
     def solve(self, start: Sequence[Maps]) -> Joint:
         """Match all models with each other, given the maps of each onto the target.
@@ -61,22 +63,27 @@ class Together:
 
     def realign(self, k: int, maps: Sequence[Maps], shares: Sequence[float]) -> Solution:
         """Match one model with the mean of all, starting from its own maps."""
-        evidence = self._evidence(k, maps, shares)
-        return coordinate(self.problems[k], evidence, self.config, self.measure, maps[k])
+        evidence, importance = self._evidence(k, maps, shares)
+        return coordinate(self.problems[k], evidence, self.config, self.measure, importance, maps[k])
 
-    def _evidence(self, k: int, maps: Sequence[Maps], shares: Sequence[float]) -> Evidence:
-        relation, problem = self.relation, self.problems[k]
+    def _evidence(self, k: int, maps: Sequence[Maps], shares: Sequence[float]) -> tuple[Evidence, Evidence | None]:
+        """What a model and the mean are compared by, and the masses of units (None: all have the same)."""
+        relation, problem, cost = self.relation, self.problems[k], self.config.cost
         mean = mean_weights(self.labels, self.states, maps, shares, relation.sizes, relation.target)
         weights = WeightEvidence(problem, self.labels, mean, self.states[k], standard=True)
         if self.method == "weights":
-            return weights
+            return weights, weights if cost.importance == "weights" else None
         lockstep = MeanLockstep(
             self.lockstep.models, relation, self.states, self.lockstep.retrace, self.lockstep.notes,
-            self.lockstep.known, maps, shares, k,
+            known=self.lockstep.known, maps=maps, shares=shares, other=k,
         )  # fmt: skip
         blend = self.method == "blend"
-        activations = ActivationEvidence(problem, lockstep, self.data, weights, keep=blend)
-        return BlendEvidence(activations, weights, self.config.blend) if blend else activations
+        again = blend or cost.importance == "activations"
+        activations = ActivationEvidence(
+            problem, lockstep, self.data, weights, cost=cost, selection=self.selection, keep=again
+        )
+        evidence = BlendEvidence(activations, weights, self.config.blend) if blend else activations
+        return evidence, {"uniform": None, "activations": activations, "weights": weights}[cost.importance]
 
     def _check_sizes(self) -> None:
         for k, problem in enumerate(self.problems):

@@ -244,8 +244,8 @@ def test_an_alignment_about_the_identity_is_said_to_be(name: str) -> None:
     model, x = scaled(build()), inputs()
     near = tuned(model, x)
     assert not torch.equal(near(x), model(x))
-    for given in ({"args": x}, {"data": [x]}):
-        found = align([model, near], **given)
+    for method in ("weights", "activations"):
+        found = align([model, near], data=[x], config={"method": method})
         share = found.models[1].in_place
         assert share is not None and share > 0.98
         assert f"about the identity: {share:.1%} of the units stay in place" in "\n".join(found.notes)
@@ -347,7 +347,7 @@ X = torch.zeros(2, 5)
         ([MLP(), MLP()], {"data": []}, DataError, "yields no batch"),
         ([MLP(), MLP()], {"args": X, "config": {"method": "blend"}}, DataError, "there is no data"),
         ([MLP(), poisoned()], {"args": X}, CheckpointError, "model 1 has values that are not finite.*2.weight"),
-        ([MLP(), MLP((5, 11, 3))], {"args": X}, CorrespondenceError, "different depth"),
+        ([MLP(), MLP((5, 11, 3))], {"args": X}, CorrespondenceError, "of different depth.*there is no data"),
         ([MLP(), MLP()], {"args": X, "config": {"target": 2}}, ConfigError, "there is no model 2"),
         ([MLP(), MLP()], {"args": X, "config": {"weights": [1]}}, ConfigError, "one for each of 2 models, got 1"),
         ([MLP(), MLP()], {"args": X, "config": {"roles": {"hiden": {}}}}, ConfigError, "did you mean 'hidden'?"),

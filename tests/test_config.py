@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from graphfuse.config import CalibrateConfig, FuseConfig, RoleConfig
+from graphfuse.config import CalibrateConfig, CostConfig, FilterConfig, FuseConfig, LossFilter, RoleConfig, Window
+from graphfuse.config.base import Settings
 from graphfuse.errors import ConfigError
 
 
@@ -38,11 +39,25 @@ def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
         ({"roles": {"heads": {"algn": True}}}, ["unknown key 'roles.heads.algn'", "did you mean 'align'?"]),
         ({"ridge": 1}, ["unknown key 'ridge'", "did you mean 'calibrate.ridge'?"]),
         ({"xyzzy": 1}, ["unknown key 'xyzzy'", "valid: anneal, blend, budget"]),
-        ({"solver": "em"}, ["solver", "'assignment', 'emd' or 'sinkhorn'", "got 'em'"]),
+        ({"solver": "em"}, ["solver", "'assignment', 'emd', 'sinkhorn', ", "got 'em'"]),
         ({"weights": [0, 0]}, ["weights must not all be zero"]),
         ({"weights": [-1, 2]}, ["weights.0", "greater than or equal to 0", "got -1"]),
         ({"regularization": 0}, ["regularization", "greater than 0"]),
         ({"samples": 0, "seed": -1}, ["samples", "seed"]),
+        ({"cost": {"normalise": "max"}}, ["unknown key 'cost.normalise'", "did you mean 'normalize'?"]),
+        ({"clip": 0.9}, ["unknown key 'clip'", "did you mean 'cost.clip'?"]),
+        ({"cost": {"clip": 1.5}}, ["cost.clip", "less than 1"]),
+        ({"cost": {"activations": "centered"}}, ["cost.activations", "'centred'", "got 'centered'"]),
+        ({"filter": {"token": "first"}}, ["unknown key 'filter.token'", "did you mean 'tokens'?"]),
+        ({"filter": {"tokens": "frist"}}, ["filter.tokens", "did you mean 'first'?"]),
+        ({"filter": {"tokens": {"strt": 1}}}, ["filter.tokens", "unknown key 'strt'; did you mean 'start'?"]),
+        ({"filter": {"tokens": {"centre": 2, "start": 1}}}, ["give either centre or start and stop"]),
+        ({"filter": {"tokens": {"start": 3, "stop": 2}}}, ["no token is from 3 to before 2"]),
+        ({"filter": {"loss": {"belw": 0.5}}}, ["unknown key 'filter.loss.belw'", "did you mean 'below'?"]),
+        ({"filter": {"loss": {"below": 1.5}}}, ["filter.loss.below", "less than or equal to 1"]),
+        ({"scale": "entropy", "regularization": 2}, ["the entropy aimed at, between 0 and 1, and not 2.0"]),
+        ({"roles": {"heads": {"scale": "entropy", "regularization": 3}}}, ["between 0 and 1, and not 3.0"]),
+        ({"share": 0}, ["share", "greater than 0"]),
         ([1, 2], ["expected a mapping of settings, got list"]),
     ],
 )
@@ -64,12 +79,32 @@ def test_a_bad_file_is_named(tmp_path: Path) -> None:
 def test_an_axis_takes_settings_by_its_name_then_its_role_then_the_whole() -> None:
     roles = {"heads": {"solver": "emd"}, "heads.1": {"align": False}}
     config = FuseConfig.parse({"solver": "sinkhorn", "regularization": 0.2, "roles": roles})
-    assert config.for_axis("heads.0", "heads") == RoleConfig(align=True, solver="emd", regularization=0.2)
-    assert config.for_axis("heads.1", "heads") == RoleConfig(align=False, solver="sinkhorn", regularization=0.2)
-    assert config.for_axis("hidden.0", "hidden") == RoleConfig(align=True, solver="sinkhorn", regularization=0.2)
+    for name, role, expected in (
+        ("heads.0", "heads", {"solver": "emd", "regularization": 0.2}),
+        ("heads.1", "heads", {"align": False, "solver": "sinkhorn", "regularization": 0.2}),
+        ("hidden.0", "hidden", {"solver": "sinkhorn", "regularization": 0.2}),
+    ):
+        rest = {"scale": "range", "mass": 1.0, "share": 0.9}
+        assert config.for_axis(name, role) == RoleConfig.model_validate({**rest, **expected})
 
 
-@pytest.mark.parametrize("model", [FuseConfig, RoleConfig, CalibrateConfig])
-def test_every_setting_is_described(model: type[FuseConfig]) -> None:
+def test_an_axis_has_its_own_scale_mass_and_share() -> None:
+    own = {"scale": "entropy", "regularization": 0.3, "mass": 2.0, "share": 0.5}
+    config = FuseConfig.parse({"roles": {"hidden": own}})
+    assert config.for_axis("hidden.0", "hidden").model_dump(include=set(own)) == own
+    assert config.for_axis("heads.0", "heads").scale == "range"
+
+
+def test_a_function_may_score_inputs_and_is_named_in_reports() -> None:
+    config = FuseConfig.parse({"filter": {"loss": {"below": 0.5, "score": len}}})
+    assert config.filter.loss is not None
+    assert config.filter.loss.score is len
+    assert config.model_dump(mode="json")["filter"]["loss"]["score"] == "len"
+
+
+@pytest.mark.parametrize(
+    "model", [FuseConfig, RoleConfig, CalibrateConfig, CostConfig, FilterConfig, LossFilter, Window]
+)
+def test_every_setting_is_described(model: type[Settings]) -> None:
     for name, entry in model.model_json_schema()["properties"].items():
         assert len(entry.get("description", "")) > 15, name

@@ -48,15 +48,16 @@ def test_the_page_on_rules_from_the_note_to_the_passing_check(
     assert ran == 5
 
 
-def test_the_page_on_correspondence_prints_what_it_shows(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("page", "lines"), [("correspondence.md", 14), ("flow.md", 1)])
+def test_pages_print_what_they_show(page: str, lines: int, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, object] = {}
     printed, shown = "", 0
-    for kind, text in blocks_of("correspondence.md"):
+    for kind, text in blocks_of(page):
         if kind == "python":
-            exec(compile(text, "docs/correspondence.md", "exec"), names)
+            exec(compile(text, f"docs/{page}", "exec"), names)
             printed = capsys.readouterr().out
             continue
         for line in text.strip().splitlines():
             assert line in printed, f"{line}\n{printed}"
             shown += 1
-    assert shown == 14
+    assert shown == lines

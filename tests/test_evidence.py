@@ -14,9 +14,10 @@ from torch.testing import assert_close
 from graphfuse.alignment import prepare
 from graphfuse.carry import Labelled, in_source, in_target
 from graphfuse.config import FuseConfig
-from graphfuse.costs.activations import ActivationEvidence, sites
+from graphfuse.costs.activations import ActivationEvidence
 from graphfuse.costs.evidence import Problem
 from graphfuse.costs.moments import Moments, gram, likeness
+from graphfuse.costs.sites import sites
 from graphfuse.costs.weights import WeightEvidence
 from graphfuse.errors import DataError, GraphFuseError
 from graphfuse.lockstep import as_batch, batches

@@ -16,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from models import ResNet, UNet
+from torch import Tensor, nn
 
 import graphfuse
 from graphfuse.report import charts, html
@@ -25,6 +26,7 @@ from graphfuse.report.explorer import explorer
 from graphfuse.report.graphdata import describe, graph_json, leaves
 from graphfuse.report.layering import Box, draw
 from graphfuse.report.picture import picture
+from graphfuse.report.words import structure
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -223,11 +225,74 @@ def test_the_explorer_lists_axes_with_what_they_touch(graph: dict) -> None:
 
 
 def test_the_explorer_of_a_huge_graph_has_no_picture(graph: dict) -> None:
-    huge = {**graph, "nodes": graph["nodes"] * 200}
+    huge = {**graph, "nodes": graph["nodes"] * 800}
     assert "<svg" not in explorer(huge, "a")
 
 
 # ---------------------------------------------------------------- charts, page
+
+
+def deep(layers: int) -> dict:
+    """A chain of residual blocks of seven ops each, two of them with parameters."""
+    axes, tensors, nodes = [], [], [node("x", "x", kind="input", dims=[[], [0]], shape=[1, 6])]
+    stream = "x"
+    for i in range(layers):
+        h, names = i + 1, (f"layer.{i}.up.weight", f"layer.{i}.down.weight")
+        axes.append(axis(h, "hidden", 9, ((names[0], 0), (names[1], 1))))
+        tensors += [
+            {"name": names[0], "shape": [9, 6], "dims": [[h], [0]]},
+            {"name": names[1], "shape": [6, 9], "dims": [[0], [h]]},
+        ]
+        before = stream
+        for op in ("norm", "up", "relu", "mul", "view", "down", "add"):
+            inside = op in ("up", "relu", "mul", "view")
+            inputs = (before, stream) if op == "add" else (before,)
+            read = (names[op == "down"],) if op in ("up", "down") else ()
+            module = f"layer.{i}" + (f".{op}" if read else "")
+            dims, shape = [[], [h if inside else 0]], [1, 9 if inside else 6]
+            nodes.append(node(f"{op}{i}", op, inputs, dims, shape, module=module, tensors=list(read)))
+            before = f"{op}{i}"
+        stream = before
+    touches = tuple((name, d) for name, d in zip((t["name"] for t in tensors), (1, 0) * layers, strict=True))
+    return {
+        "name": "Deep", "parameters": 108 * layers, "free_fraction": 1.0, "method": "export", "notes": [],
+        "axes": [axis(0, "residual", 6, touches), *axes], "tensors": tensors, "nodes": nodes,
+    }  # fmt: skip
+
+
+def test_a_graph_of_two_thousand_nodes_is_drawn_on_a_page_of_modest_size() -> None:
+    graph = deep(300)
+    assert len(graph["nodes"]) == 2101
+    shown = html.page("Deep", [html.Section("Graph", explorer(graph, "deep"))])
+    assert "<svg" in shown and 'data-find="layer.299.up' in shown
+    assert len(shown) < 3_000_000
+
+
+def test_structure_is_said_in_words() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.qkv, self.out = nn.RMSNorm(12), nn.Linear(12, 36), nn.Linear(12, 12)
+            self.both, self.down = nn.Linear(12, 20), nn.Linear(10, 12)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, 3, 4)).permute(2, 0, 3, 1, 4)
+            x = x + self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+            a, b = self.both(x).chunk(2, -1)
+            return x + self.down(a * b)
+
+    model = nn.Sequential(nn.Linear(5, 12), Block(), Block(), nn.Linear(12, 2))
+    lines = structure(graphfuse.trace(model, (torch.randn(2, 7, 5),)))
+    said = "\n".join(lines)
+    assert "residual.0: values that are added up share one order of 12 units, in 17 tensors" in lines
+    parts = "heads 3 x head_dim_qk 4 + heads 3 x head_dim_qk 4 + heads 3 x head_dim_vo 4"
+    assert f"*.qkv.weight[0]: 36 = ({parts}) (2 times)" in lines
+    assert "*.out.weight[1]: 12 = heads 3 x head_dim_vo 4 (2 times)" in lines
+    assert "*.both.weight[0]: 20 = (gate 10 + gate 10) (2 times)" in lines
+    assert "gate 10: two values are multiplied unit by unit, so both come in one order (2 times)" in lines
+    assert "*.norm.weight: a gain, scales residual 12 unit by unit" in said
+    (first, last) = structure(graphfuse.trace(model, (torch.randn(2, 7, 5),)), most=2)
+    assert first == lines[0] and last == f"... and {len(lines) - 1} more of this kind"
 
 
 def test_chart_places_points_and_says_values() -> None:
@@ -285,6 +350,8 @@ setTimeout(() => {
   input.value = "INNER.both";
   input.dispatchEvent(new Event("input"));
   found.matches = one.querySelectorAll(".card.found").length;
+  found.told = one.querySelector(".matches").textContent;
+  found.here = one.querySelectorAll(".card.here").length;
   found.listed = [...one.querySelectorAll(".axis-list > li")].filter((row) => !row.hidden).length;
   const view = one.querySelector(".graph").getAttribute("viewBox");
   one.querySelector('[data-zoom="in"]').click();
@@ -331,6 +398,7 @@ def test_the_page_works_in_a_browser(graph: dict, tmp_path: Path, size: str) -> 
     assert found["pressed"] == "true" and found["touches"] is False
     assert any("inner.both" in words for words in found["cards"]) and any("out.weight" in w for w in found["cards"])
     assert found["matches"] == 1 and found["listed"] == 4
+    assert found["told"] == "1 of 1" and found["here"] == 1
     assert found["zoomed"]
     assert found["shown"] == [True, False] and found["switched"] == [False, True]
     assert found["wide"] == 0  # nothing sticks out sideways

@@ -128,4 +128,4 @@ def test_what_cannot_be_filled_is_refused() -> None:
     with pytest.raises(CorrespondenceError, match="differs along an axis that cannot be matched"):
         fuse([MLP()], DATA[0], into=MLP((5, 11, 7, 4)))
     with pytest.raises(CorrespondenceError, match="into has another depth than the models to be fused"):
-        fuse([MLP()], data=DATA, into=MLP((5, 11, 3)))
+        fuse([MLP()], DATA[0], into=MLP((5, 11, 3)))

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import graphfuse
 from graphfuse.errors import RuleError
+from graphfuse.rulebook.authoring import find, stub
 from graphfuse.rulebook.check import CheckResult, check_entry, check_pack
-from graphfuse.rulebook.packs import Pack, builtin_packs
+from graphfuse.rulebook.packs import Pack, builtin_packs, parse_pack
 from graphfuse.rulebook.schema import Entry
 
 PACKS = {pack.file: pack for pack in builtin_packs()}
@@ -173,3 +175,52 @@ def test_an_entry_without_an_example_for_its_op_is_not_passed() -> None:
     example = {"op": "aten.conv2d", "args": []}
     result = check(op="aten.mm.default", signature="a[i k], b[k j] -> [i j]", example=example)
     assert "none of the entry's examples is for its ops" in str(result.problems[0])
+
+
+@torch.library.custom_op("graphfuse_check::mixture", mutates_args=())
+def mixture(x: Tensor, weights: list[Tensor], shares: Tensor) -> Tensor:
+    return sum(x @ w.t() * share for w, share in zip(weights, shares, strict=True))  # pyright: ignore
+
+
+@mixture.register_fake
+def _(x: Tensor, weights: list[Tensor], shares: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weights[0].shape[0])
+
+
+MIXTURE = """
+version: 1
+rules:
+  - op: graphfuse_check.mixture
+    signature: "x[... i], weights[o i]+, shares[e!] -> [... o]"
+    class: {o: linear, "...": linear}
+    example: {args: [{shape: [2, 3]}, [{shape: [4, 3]}, {shape: [4, 3]}], {shape: [2]}]}
+"""
+
+
+def test_each_tensor_of_a_list_has_the_dims_of_its_operand() -> None:
+    (result,) = check_pack(parse_pack(MIXTURE, "mine.yaml"))
+    assert result.ok, str(result)
+    (result,) = check_pack(parse_pack(MIXTURE.replace("weights[o i]+", "weights[a i]+"), "mine.yaml"))
+    assert [problem.kind for problem in result.problems] == ["unsound"]
+    assert "permuting weights.0[0], weights.1[0]" in str(result)
+    (result,) = check_pack(parse_pack(MIXTURE.replace("weights[o i]+", "weights[o i!]+"), "mine.yaml"))
+    assert {problem.kind for problem in result.problems} == {"incomplete"}
+    (result,) = check_pack(parse_pack(MIXTURE.replace("]+", "]"), "mine.yaml"))
+    assert "argument 'weights' is list, its signature wants a tensor" in str(result)
+    assert 'signature: "x[...], weights[...]+, shares[...] -> [...]"' in stub(find("graphfuse_check.mixture"))
+
+
+def test_a_list_of_parameters_is_labelled_in_a_model() -> None:
+    class Mixture(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 8), nn.Linear(7, 3)
+            self.weights = nn.ParameterList(torch.randn(7, 8) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            shares = torch.tensor([0.2, 0.3, 0.5], dtype=x.dtype)
+            return self.b(torch.ops.graphfuse_check.mixture(torch.relu(self.a(x)), list(self.weights), shares).tanh())
+
+    graph = graphfuse.trace(Mixture(), (torch.randn(4, 5),), rules=[parse_pack(MIXTURE, "mine.yaml")])
+    assert [(axis.size, len(axis.touches)) for axis in graph.axes] == [(8, 5), (7, 4)]
+    assert graphfuse.verify(graph).ok

@@ -68,7 +68,7 @@ def test_noised_copies_are_recovered(name: str, scheme: str) -> None:
     models = copies(model, x, 0.02)
     cases: list[dict[str, Any]] = [{}, {"data": [x]}]
     for given in cases:
-        found = align(models, (x,), config={"scheme": scheme, "target": 0}, **given)
+        found = align(models, (x,), config={"scheme": scheme, "symmetry": "permutation"}, **given)
         for k in range(3):
             state = found.apply(state_of(models[k]), k)
             wanted = state_of(noised(model, 0.02, k))
@@ -81,7 +81,7 @@ def test_maps_agree_around_a_cycle(name: str) -> None:
     build, inputs = ZOO[name]
     models, x = [scaled(build(), seed) for seed in range(3)], inputs()
     for scheme in ("cycle", "anchor"):
-        found = align(models, (x,), config={"scheme": scheme, "target": 1, "method": "weights"})
+        found = align(models, (x,), config={"scheme": scheme, "target": 1, "symmetry": "permutation"})
         state = dict(state_of(models[2]))
         direct = onto(found, 0, 2).apply(state, 1)
         through = onto(found, 0, 1).apply(onto(found, 1, 2).apply(state, 1), 1)
@@ -96,7 +96,7 @@ def test_the_likeness_of_all_pairs_is_more_than_by_the_anchor(name: str) -> None
     build, inputs = ZOO[name]
     models, x = [scaled(build(), seed) for seed in range(3)], inputs()
     value = {
-        scheme: likeness_of_pairs(align(models, (x,), config={"scheme": scheme}), models)
+        scheme: likeness_of_pairs(align(models, (x,), config={"scheme": scheme, "symmetry": "permutation"}), models)
         for scheme in ("anchor", "barycenter", "cycle")
     }
     assert value["barycenter"] > value["anchor"]
@@ -161,6 +161,31 @@ def test_rounds_and_solvers_are_checked() -> None:
     models, x = [scaled(MLP(), seed) for seed in range(3)], torch.randn(8, 5)
     with pytest.raises(ConfigError, match="scheme cycle needs one-to-one maps; use solver assignment"):
         align(models, (x,), config={"scheme": "cycle", "solver": "sinkhorn"})
+    with pytest.raises(ConfigError, match=r"use cost\.importance uniform, or scheme barycenter"):
+        align(models, (x,), config={"scheme": "cycle", "cost": {"importance": "weights"}})
+    with pytest.raises(ConfigError, match="scheme barycenter matches whole axes; use driver coordinate"):
+        align(models, (x,), config={"scheme": "barycenter", "driver": "flow"})
     short = align(models, (x,), config={"scheme": "cycle", "rounds": 1, "sweeps": 1})
     long = align(models, (x,), config={"scheme": "cycle"})
     assert likeness_of_pairs(long, models) >= likeness_of_pairs(short, models)
+
+
+def test_a_cycle_never_rotates() -> None:
+    model, x = scaled(Decoder(depth=1)), ids(16, vocabulary=31)
+    models = [model, planted(model, x, 1), planted(model, x, 2)]
+    found = align(models, (x,), config={"scheme": "cycle"})
+    assert not found.folds
+    assert all(entry.index is not None for part in found.models for entry in part.maps.values())
+
+
+def test_masses_filters_and_costs_reach_every_scheme() -> None:
+    models, x = [scaled(MLP(), seed) for seed in range(3)], torch.randn(64, 5)
+    plain, other = (
+        align(models, data=[x], config={"scheme": "barycenter", "solver": "emd", **more})
+        for more in ({}, {"cost": {"importance": "activations", "activations": "centred"}})
+    )
+    for part, changed in zip(plain.models, other.models, strict=True):
+        for id, entry in part.maps.items():
+            mass = changed.maps[id].coupling().sum(-1)
+            assert_close(entry.coupling().sum(-1), torch.full_like(mass, 1 / len(mass)))
+            assert float((mass - 1 / len(mass)).abs().max()) > 1e-3

@@ -107,7 +107,7 @@ def calibrate(
     settings, lockstep = prepared.config.calibrate, prepared.lockstep
     fused = {name: tensor.clone() for name, tensor in state.items()}
     plan = plan_of(lockstep.correspondence.graph, settings)
-    lanes = lanes_of(lockstep, prepared.states, prepared.data, shares, fused)
+    lanes = lanes_of(lockstep, prepared.states, prepared.data, shares, fused, alignment.nodes)
     work = _Work(plan, settings, lanes, fused, shares, alignment.models)
     weights, notes = _row_weights(plan, lanes, prepared)
     for done, name in enumerate(plan.stops, start=1):

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from graphfuse.aligned import Aligned
+from graphfuse.axes import Layout
 from graphfuse.capture import Captured
 from graphfuse.carry import movable, transform
 from graphfuse.correspond import Correspondence
@@ -48,7 +49,7 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Lane:
-    """One batch: the run of the fused model, those of its parents, and how their nodes are called."""
+    """One batch: the run of the fused model, those of its parents, and how their nodes are called and labelled."""
 
     batch: Batch
     fitting: Correspondence
@@ -56,6 +57,7 @@ class Lane:
     target: int
     fused: Run
     parents: tuple[Run | None, ...]
+    labels: Mapping[str, tuple[Layout | None, ...]]
 
     def here(self, node: str) -> str | None:
         """What a node of the target's example graph is called in the target's graph for this batch."""
@@ -63,7 +65,9 @@ class Lane:
 
     def comparable(self, node: str, models: Sequence[Aligned], parents: Sequence[int]) -> bool:
         """Whether these parents have a node that corresponds to this one, with a value that their maps can move."""
-        dims: Any = self.names.graph.nodes[node]
+        dims = self.labels[node][0]
+        if dims is None:
+            return False
         return all(node in self.names.nodes[1 + k] and movable(dims, models[k].maps) for k in parents)
 
     def at(self, node: str) -> Any:
@@ -76,14 +80,15 @@ class Lane:
 
     def aligned(self, node: str, models: Sequence[Aligned], parents: Sequence[int]) -> list[Tensor]:
         """The value at a node of each of these parents, in the target's coordinates."""
-        dims: Any = self.names.graph.nodes[node]
-        consumed, sizes = (False,) * len(dims), self.names.sizes
-        found = []
+        dims = self.labels[node][0]
+        assert dims is not None
+        consumed, found = (False,) * len(dims), []
+        sizes = [{**model.sizes, **here} for model, here in zip(models, self.names.sizes[1:], strict=True)]
         for k in parents:
             run = self.parents[k]
             assert run is not None
             value = run.to(self.names.nodes[1 + k][node])
-            found.append(transform(value, dims, consumed, models[k].maps, sizes[1 + k], sizes[1 + self.target]))
+            found.append(transform(value, dims, consumed, models[k].maps, sizes[k], sizes[self.target]))
         return found
 
     def _name(self, node: str) -> str:
@@ -98,9 +103,13 @@ def lanes_of(
     batches: Sequence[Batch],
     shares: Sequence[float],
     fused: Mapping[str, Tensor],
+    labels: Mapping[str, tuple[Layout | None, ...]] | None = None,
 ) -> list[Lane]:
-    """One lane for each batch that the models can be traced on; parents without a share are not run."""
-    lanes = []
+    """One lane for each batch that the models can be traced on; parents without a share are not run.
+
+    ``labels`` are those of the target's nodes that the maps are for; by default its graph's own.
+    """
+    lanes, labels = [], labels or lockstep.layouts
     target = lockstep.correspondence.target
     for batch in batches:
         found = lockstep.graphs(batch)
@@ -112,5 +121,5 @@ def lanes_of(
             for graph, state, share in zip(fitting.graphs, states, shares, strict=True)
         )
         run = Run(fitting.graph.captured, fused, batch)
-        lanes.append(Lane(batch, fitting, names, target, run, parents))
+        lanes.append(Lane(batch, fitting, names, target, run, parents, labels))
     return lanes

@@ -2,18 +2,29 @@
 
 from graphfuse.config.base import nearest
 from graphfuse.config.calibrate import CalibrateConfig
-from graphfuse.config.fuse import FuseConfig, Method, Scheme
+from graphfuse.config.costs import Activations, CostConfig, FilterConfig, LossFilter, Metric, Normalize, Window
+from graphfuse.config.flow import FlowConfig
+from graphfuse.config.fuse import Driver, FuseConfig, Method, Scheme
 from graphfuse.config.refine import RefineConfig
-from graphfuse.config.transport import Metric, RoleConfig, Solver
+from graphfuse.config.transport import RoleConfig, Scale, Solver
 
 __all__ = [
+    "Activations",
     "CalibrateConfig",
+    "CostConfig",
+    "Driver",
+    "FilterConfig",
+    "FlowConfig",
     "FuseConfig",
+    "LossFilter",
     "Method",
     "Metric",
+    "Normalize",
     "RefineConfig",
     "RoleConfig",
+    "Scale",
     "Scheme",
     "Solver",
+    "Window",
     "nearest",
 ]

@@ -15,12 +15,15 @@ from pydantic_core import ErrorDetails
 
 from graphfuse.config.base import Settings, nearest
 from graphfuse.config.calibrate import CalibrateConfig
+from graphfuse.config.costs import CostConfig, FilterConfig, Metric
+from graphfuse.config.flow import FlowConfig
 from graphfuse.config.refine import RefineConfig
-from graphfuse.config.transport import Metric, RoleConfig, Solver
+from graphfuse.config.transport import RoleConfig, Scale, Solver, expect_share
 from graphfuse.errors import ConfigError
 
 Method = Literal["default", "weights", "activations", "blend", "auto"]
 Scheme = Literal["anchor", "barycenter", "cycle"]
+Driver = Literal["coordinate", "flow"]
 
 
 class FuseConfig(Settings):
@@ -38,17 +41,44 @@ class FuseConfig(Settings):
         description="Which maps are considered. permutation: units are matched with units; full: axes between norms "
         "and inside attention heads are rotated where their class allows it (gains of norms are folded first).",
     )
+    driver: Driver = Field(
+        "coordinate",
+        description="coordinate: one map for each axis, from all that it touches, in sweeps; flow: maps on edges, one "
+        "pass in the order of the graph, each from what its producer alone shows (symmetry is then permutation).",
+    )
+    flow: FlowConfig = Field(
+        default_factory=lambda: FlowConfig.model_validate({}), description="How maps flow when driver is flow."
+    )
     solver: Solver = Field(
         "assignment",
         description="assignment: one to one (exact optimal transport where the widths differ); emd: exact optimal "
-        "transport; sinkhorn: entropic optimal transport in the log domain.",
+        "transport; sinkhorn: entropic optimal transport in the log domain; unbalanced: entropic, with marginals that "
+        "are only held by a penalty; partial: exact for the share of the mass that matches best, the rest spread out.",
     )
     regularization: float = Field(
-        0.05, gt=0, description="Entropic regularisation, relative to the range of the costs of each problem."
+        0.05, gt=0, description="Entropic regularisation of solvers sinkhorn and unbalanced, as scale says."
     )
+    scale: Scale = Field(
+        "range",
+        description="What the regularisation is. range: relative to the range of the costs of each problem (largest "
+        "minus smallest); absolute: in units of the cost; entropy: the mean entropy of a unit's partners that is aimed "
+        "at (0: one partner, 1: all alike), for which each problem gets its own. Source: Cuturi (NeurIPS 2013); for "
+        "entropy, the perplexity of van der Maaten and Hinton (JMLR 2008).",
+    )
+    mass: float = Field(
+        1.0, gt=0,
+        description="Solver unbalanced: weight of the marginals' KL divergence, in units of the cost for scale "
+        "absolute, else of its range. Source: Chizat et al. (Math. Comp. 2018).",
+    )  # fmt: skip
+    share: float = Field(
+        0.9, gt=0, le=1,
+        description="Solver partial: share of the mass that is matched. Source: Chapel et al., Partial Optimal "
+        "Transport (NeurIPS 2020).",
+    )  # fmt: skip
     metric: Metric = Field(
         "auto",
-        description="How two units are compared. auto: correlation for activations, squared distance for weights.",
+        description="How two units are compared. auto: correlation for activations (euclidean where cost.activations "
+        "says what is done to them), squared distance for weights.",
     )
     blend: float = Field(
         0.5, ge=0, le=1, description="Share of the activations in method blend; the rest are the weights."
@@ -90,6 +120,12 @@ class FuseConfig(Settings):
     roles: dict[str, RoleConfig] = Field(
         default_factory=dict, description="Settings for single roles (residual, heads, hidden, ...) or axes (heads.0)."
     )
+    cost: CostConfig = Field(
+        default_factory=lambda: CostConfig.model_validate({}), description="What it costs to match two units."
+    )
+    filter: FilterConfig = Field(
+        default_factory=lambda: FilterConfig.model_validate({}), description="Which activations are compared."
+    )
     calibrate: CalibrateConfig = Field(
         default_factory=lambda: CalibrateConfig.model_validate({}), description="What is done after averaging."
     )
@@ -105,16 +141,36 @@ class FuseConfig(Settings):
         return self
 
     @model_validator(mode="after")
-    def _cycles_are_one_to_one(self) -> Self:
+    def _schemes_are_possible(self) -> Self:
+        if self.scheme != "anchor" and self.driver == "flow":
+            raise ValueError(f"scheme {self.scheme} matches whole axes; use driver coordinate, or scheme anchor")
         solvers = [self.solver, *(role.solver for role in self.roles.values() if role.solver is not None)]
         if self.scheme == "cycle" and any(solver != "assignment" for solver in solvers):
             raise ValueError("scheme cycle needs one-to-one maps; use solver assignment, or scheme barycenter")
+        if self.scheme == "cycle" and self.cost.importance != "uniform":
+            raise ValueError(
+                "scheme cycle needs one-to-one maps, and units of unequal masses have none; use cost.importance "
+                "uniform, or scheme barycenter"
+            )
         return self
+
+    @property
+    def rotating(self) -> bool:
+        """Whether axes are aligned by rotations where their class allows it."""
+        return self.symmetry == "full" and self.driver == "coordinate" and self.scheme != "cycle"
 
     def shares(self, count: int) -> tuple[float, ...]:
         """Each of so many models' weight in the average; they sum to one."""
         given = self.weights or (1.0,) * count
         return tuple(weight / sum(given) for weight in given)
+
+    @model_validator(mode="after")
+    def _entropies_are_shares(self) -> Self:
+        for name in ("", *self.roles):
+            settings = self.for_axis(name, name)
+            if settings.scale == "entropy" and settings.regularization:
+                expect_share(settings.regularization)
+        return self
 
     @classmethod
     def parse(cls, value: FuseConfig | Mapping[str, Any] | str | Path | None = None) -> FuseConfig:
@@ -149,12 +205,18 @@ class FuseConfig(Settings):
             raise ConfigError("\n".join(_explain(where, detail) for detail in error.errors())) from None
 
     def for_axis(self, name: str, role: str) -> RoleConfig:
-        """Settings of one axis: those given under its name, else under its role, else the defaults."""
-        given = self.roles.get(name) or self.roles.get(role) or RoleConfig.model_validate({})
+        """Settings of one axis: those given under its name, else under its role, else the defaults.
+
+        What follows ``@`` in a name tells the maps of one axis apart, and has no settings of its own.
+        """
+        given = self.roles.get(name.partition("@")[0]) or self.roles.get(role) or RoleConfig.model_validate({})
         return RoleConfig(
             align=given.align,
             solver=given.solver or self.solver,
             regularization=given.regularization or self.regularization,
+            scale=given.scale or self.scale,
+            mass=given.mass or self.mass,
+            share=given.share or self.share,
         )
 
 
@@ -182,7 +244,10 @@ def _keys(path: list[str]) -> list[str]:
         sections = [(name, part) for name, part in _sections(FuseConfig) if name != "roles"]
         inner = (f"{name}.{key}" for name, part in sections for key in part.model_fields)
         return [*FuseConfig.model_fields, *inner]
-    return list(dict(_sections(FuseConfig))[path[0]].model_fields)
+    section: type[Settings] = FuseConfig
+    for part in path:  # a key of a mapping of sections, as a role, leads no deeper
+        section = dict(_sections(section)).get(part, section)
+    return list(section.model_fields)
 
 
 def _sections(model: type[Settings]) -> Iterator[tuple[str, type[Settings]]]:

@@ -11,50 +11,23 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from graphfuse.axes import Layout, walk_leaves
 from graphfuse.capture import state_of
 from graphfuse.carry import carry
 from graphfuse.cells import Cell, cells
-from graphfuse.correspond import node_layouts
+from graphfuse.config import Activations, CostConfig
 from graphfuse.costs.evidence import Evidence, Problem, judges, slots_for
+from graphfuse.costs.filters import Keep, Selection, chosen
+from graphfuse.costs.ground import evened
 from graphfuse.costs.moments import Moments, gram
+from graphfuse.costs.sites import sites
 from graphfuse.errors import DataError
 from graphfuse.lockstep import Batch, Lockstep, Moment
 from graphfuse.maps import Maps
-from graphfuse.symmetry import Axis, SymmetryGraph
+from graphfuse.symmetry import Axis
 
 Progress = Callable[[str, int, int], None]
-
-
-def sites(graph: SymmetryGraph) -> dict[int, tuple[str, ...]]:
-    """Nodes at which each free axis is written, in the order of the graph.
-
-    These are the nodes that depend on data and where the axis appears (no operand that depends on data has it), the
-    contractions with a parameter that write it, and the sums of two such values (residual adds).
-
-    Returns
-    -------
-    dict
-        Axis number -> node names; an axis that no activation has is left out.
-    """
-    free = {axis.id for axis in graph.axes}
-    data = {slot.node for slot in graph.captured.inputs if slot.kind == "user"}
-    contractions = {entry.node for entry in graph.contractions}
-    present = {name: _axes_of(layouts) & free for name, layouts in node_layouts(graph).items()}
-    found: dict[int, dict[str, None]] = {}
-    for node in graph.captured.graph.nodes:
-        operands = [operand for operand in node.all_input_nodes if operand.name in data]
-        if not operands or node.op != "call_function":
-            continue
-        data.add(node.name)
-        read = [present[operand.name] for operand in operands]
-        for id in present[node.name]:
-            times = sum(id in axes for axes in read)
-            if times == 0 or node.name in contractions or (times > 1 and _is_sum(node)):
-                found.setdefault(id, {})[node.name] = None
-    return {id: tuple(names) for id, names in found.items()}
 
 
 class ActivationEvidence:
@@ -72,6 +45,12 @@ class ActivationEvidence:
         Called with ("activations", batches done, batches).
     keep : bool
         Whether the moments of an axis are asked for more than once; if not, they are dropped when they have been.
+    shown_at : mapping, optional
+        Axis number -> nodes that show it; by default those at which it is written (:func:`sites`).
+    cost : CostConfig, optional
+        Where units are looked at, and what is done to their activations.
+    selection : Selection, optional
+        Which inputs and tokens count.
 
     Notes
     -----
@@ -87,13 +66,18 @@ class ActivationEvidence:
         data: Sequence[Batch],
         fallback: Evidence,
         progress: Progress | None = None,
+        cost: CostConfig | None = None,
+        selection: Selection | None = None,
+        shown_at: Mapping[int, Sequence[str]] | None = None,
+        *,
         keep: bool = False,
     ) -> None:
         self.problem = problem
         self._lockstep, self._data, self._fallback, self._progress = lockstep, data, fallback, progress
-        self._keep = keep
+        self._kind: Activations = cost.activations if cost else "raw"
+        self._selection, self._keep = selection, keep
         graph = lockstep.correspondence.graph
-        known = sites(graph)
+        known = sites(graph, cost.site if cost else "pre") if shown_at is None else shown_at
         self._sites = {axis.id: known.get(axis.id, ()) for axis in problem.axes}
         self._order = {node.name: i for i, node in enumerate(graph.captured.graph.nodes)}
         states = lockstep.states or [state_of(model) for model in lockstep.models]
@@ -124,8 +108,17 @@ class ActivationEvidence:
         """
         found = self._seen.get(axis.id) if self._keep else self._seen.pop(axis.id, None)
         if found:
-            return [_normalised(entry) for entry in found.values()]
+            return [evened(entry, self._kind) for entry in found.values()]
         return [] if self.problem.inner[axis.id] else self._fallback.moments(axis, maps)
+
+    def norms(self, axis: Axis) -> tuple[Tensor, Tensor] | None:
+        """Root mean square activations; None for an axis that no activation shows by itself."""
+        entries = [evened(entry) for entry in self._seen.get(axis.id, {}).values()]
+        if not entries:
+            return None
+        left = torch.stack([entry.square_a + entry.mean_a.square() for entry in entries]).mean(0)
+        right = torch.stack([entry.square_b + entry.mean_b.square() for entry in entries]).mean(0)
+        return left.squeeze(-1).sqrt(), right.squeeze(-2).sqrt()
 
     def _shown(self, axis: Axis, maps: Maps) -> list[str]:
         """Nodes at which an axis can be judged, given the maps so far, in the order of the graph."""
@@ -147,8 +140,11 @@ class ActivationEvidence:
         """One run over the data for axes that can be judged at these nodes, given the maps so far."""
         axes = {axis.id: axis for axis in wanted}
         for i, batch in enumerate(self._data):
+            keeps: Sequence[Keep] | None = None
             for moment in self._lockstep.run(batch, nodes):
-                self._observe(moment, axes, maps)
+                if keeps is None:
+                    keeps = self._keeps(i, batch, moment)
+                self._observe(moment, axes, maps, keeps)
             if self._progress is not None:
                 self._progress("activations", i + 1, len(self._data))
 
@@ -162,15 +158,23 @@ class ActivationEvidence:
             for position, other in enumerate(axes)
         )
 
-    def _observe(self, moment: Moment, axes: Mapping[int, Axis], maps: Maps) -> None:
+    def _keeps(self, number: int, batch: Batch, moment: Moment) -> list[Keep]:
+        """What counts of one batch."""
+        if self._selection is None:
+            return []
+        return self._selection.keeps(number, self._lockstep.tensors(batch), moment.sizes[0])
+
+    def _observe(self, moment: Moment, axes: Mapping[int, Axis], maps: Maps, keeps: Sequence[Keep]) -> None:
         left, right = moment.values
         if not left.is_floating_point():
             return
         pair = (_single(left).contiguous(), _single(right))
         consumed = (False,) * len(moment.dims)
-        for cell in cells(pair, moment.dims, moment.sizes):
-            for position, id in enumerate(cell.axes):
-                if id in axes and moment.node in self._sites[id] and judges(cell.axes, position, self.problem, maps):
+        for whole in cells(pair, moment.dims, moment.sizes):
+            cell = chosen(whole, keeps, self._apart(whole))
+            for position, id in enumerate(cell.axes if cell is not None else ()):
+                known = id in axes and moment.node in self._sites[id]
+                if cell is not None and known and judges(cell.axes, position, self.problem, maps):
                     found = self._gram(cell, consumed, axes[id], position, maps)
                     if not bool(torch.isfinite(found.square_a.sum() + found.square_b.sum())):
                         raise DataError(
@@ -178,8 +182,14 @@ class ActivationEvidence:
                             "  what to do: look for NaN or infinite values in the inputs and in the weights"
                         )
                     seen = self._seen.setdefault(id, {})
-                    place = moment.node, _start(cell, pair[0], position)
+                    place = moment.node, _start(whole, pair[0], _same_place(whole, cell, position))
                     seen[place] = found.merge(seen.get(place))
+
+    def _apart(self, cell: Cell) -> set[int]:
+        """Positions of the fixed axes that maps of a cell's axes depend on."""
+        moving = self.problem.moving
+        keys = {key for id in cell.axes if id in moving for key in self.problem.along(moving[id])}
+        return {p for p, id in enumerate(cell.axes) if id in keys}
 
     def _gram(self, cell: Cell, consumed: Sequence[bool], axis: Axis, position: int, maps: Maps) -> Moments:
         slots, along, context = slots_for(cell, consumed, axis, position, self.problem, maps)
@@ -187,13 +197,10 @@ class ActivationEvidence:
         return gram(left, carry(right, slots, {position, *context}), position, along, context)
 
 
-def _normalised(moments: Moments) -> Moments:
-    """Moments scaled so that the units of each model have mean variance 1, and so that samples count as one."""
-    scales = [float(square.mean()) / moments.count for square in (moments.square_a, moments.square_b)]
-    scale_a, scale_b = (scale**-0.5 if scale > 0 else 1.0 for scale in scales)
-    scaled = moments.rescaled(0.0, scale_a, 0.0, scale_b)
-    n = moments.count
-    return Moments(1, scaled.mean_a, scaled.mean_b, scaled.square_a / n, scaled.square_b / n, scaled.cross / n)
+def _same_place(whole: Cell, part: Cell, position: int) -> int:
+    """Where in a cell a position of its part stands: the same occurrence of the same axis."""
+    id = part.axes[position]
+    return [p for p, other in enumerate(whole.axes) if other == id][part.axes[:position].count(id)]
 
 
 def _start(cell: Cell, whole: Tensor, position: int) -> int:
@@ -205,11 +212,3 @@ def _start(cell: Cell, whole: Tensor, position: int) -> int:
 
 def _single(tensor: Tensor) -> Tensor:
     return tensor if tensor.element_size() >= 4 else tensor.float()
-
-
-def _axes_of(layouts: Sequence[Layout | None]) -> set[int]:
-    return {leaf.id for dims in layouts if dims is not None for dim in dims for leaf in walk_leaves(dim)}
-
-
-def _is_sum(node: fx.Node) -> bool:
-    return str(node.target).startswith(("aten.add.", "aten.add_."))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from torch import Tensor
+
 from graphfuse.costs.evidence import Evidence
 from graphfuse.costs.moments import Moments
 from graphfuse.maps import Maps
@@ -37,3 +39,7 @@ class BlendEvidence:
             entries = source.moments(axis, maps) if share > 0 else []
             found += [replace(entry, weight=share / len(entries)) for entry in entries]
         return found
+
+    def norms(self, axis: Axis) -> tuple[Tensor, Tensor] | None:
+        """As the activations have it, else as the weights do."""
+        return self._sources[0][0].norms(axis) or self._sources[1][0].norms(axis)

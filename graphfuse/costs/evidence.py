@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
+from torch import Tensor
+
 from graphfuse.carry import Slot, slots_of
 from graphfuse.cells import Cell
 from graphfuse.costs.moments import Moments
@@ -93,6 +95,13 @@ class Evidence(Protocol):
 
     def moments(self, axis: Axis, maps: Maps) -> Sequence[Moments]:
         """Moments of an axis' units: one for each body of evidence to be judged by itself, none where there is none."""
+        ...
+
+    def norms(self, axis: Axis) -> tuple[Tensor, Tensor] | None:
+        """How large the units of A and of B are, (\\*lead, n_A) and (\\*lead, n_B) or what broadcasts over that.
+
+        None where nothing is known of an axis.
+        """
         ...
 
 

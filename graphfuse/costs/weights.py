@@ -14,12 +14,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from graphfuse.axes import walk_leaves
 from graphfuse.carry import carry
 from graphfuse.cells import Cell, cells
+from graphfuse.config import CostConfig
 from graphfuse.costs.evidence import Problem, judges, slots_for
 from graphfuse.costs.moments import PIECE, Moments, Standard, gram
 from graphfuse.maps import Maps
-from graphfuse.symmetry import Axis, TensorLabel
+from graphfuse.rulebook import load_rules
+from graphfuse.symmetry import Axis, SymmetryGraph, TensorLabel
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +48,8 @@ class WeightEvidence:
         Tensors to compare, in A's labels: the parameters. Constant ones (fresh gains and biases) tell nothing.
     state_a, state_b : mapping
         Canonical name -> tensor.
+    written_by : mapping, optional
+        Axis number -> tensors whose rows alone are its evidence; by default all that it touches is.
     standard : bool
         Whether A's tensors are means of standardised ones already; those that it lacks are not compared.
     """
@@ -57,9 +62,10 @@ class WeightEvidence:
         labels: Sequence[TensorLabel],
         state_a: Mapping[str, Tensor],
         state_b: Mapping[str, Tensor],
+        written_by: Mapping[int, Collection[str]] | None = None,
         standard: bool = False,
     ) -> None:
-        self.problem = problem
+        self.problem, self._written_by = problem, written_by
         self._patches: dict[int, list[_Patch]] = {axis.id: [] for axis in problem.axes}
         for label in labels:
             if standard and label.name not in state_a:
@@ -71,7 +77,8 @@ class WeightEvidence:
             scale = Standard(scales[0][0], 1 / scales[0][1], scales[1][0], 1 / scales[1][1])
             for cell in cells(pair, label.dims, (problem.sizes_a, problem.sizes_b)):
                 for id in dict.fromkeys(axis for axis in cell.axes if axis in problem.moving):
-                    self._patches[id].append(_Patch(cell, label.consumed, scale))
+                    if written_by is None or label.name in written_by[id]:
+                        self._patches[id].append(_Patch(cell, label.consumed, scale))
 
     def ready(self, pending: Sequence[Axis], maps: Maps) -> Sequence[Axis]:
         """The axis that most resolved features speak about, an inner axis before those that it depends on."""
@@ -84,10 +91,32 @@ class WeightEvidence:
         """Moments over all features of the axis whose other axes have maps."""
         total: Moments | None = None
         for patch in self._patches[axis.id]:
-            for position in _places(patch.cell, axis.id):
+            for position in self._places(patch, axis.id):
                 if judges(patch.cell.axes, position, self.problem, maps):
                     total = self._patch_moments(patch, axis, position, maps).merge(total)
         return [total] if total is not None else []
+
+    def norms(self, axis: Axis) -> tuple[Tensor, Tensor] | None:
+        """Norms of all that each unit reads and writes, every tensor divided by its deviation."""
+        totals: list[Tensor | None] = [None, None]
+        for patch in self._patches[axis.id]:
+            for position in self._places(patch, axis.id):
+                for k, scale in enumerate((patch.scale.scale_a, patch.scale.scale_b)):
+                    found = self._energy(patch.cell, k, axis, position) * scale**2
+                    before = totals[k]
+                    totals[k] = found if before is None else before + found
+        left, right = totals
+        return (left.sqrt(), right.sqrt()) if left is not None and right is not None else None
+
+    def _energy(self, cell: Cell, k: int, axis: Axis, position: int) -> Tensor:
+        """Sums of squares of one model's units, (\\*lead, units), of size 1 along the other model's contexts."""
+        along = [cell.along(position, key) for key in self.problem.along(axis)]
+        context = [cell.along(position, key) for key in self.problem.context(axis)]
+        kept, view = [*along, *context, position], cell.views[k].double().square()
+        rest = [p for p in range(view.dim()) if p not in kept]
+        sums = view.permute([*kept, *rest]).flatten(len(kept)).sum(-1) if rest else view.permute(kept)
+        first = len(along) if k else len(along) + len(context)
+        return sums[(slice(None),) * first + (None,) * len(context)]
 
     def _patch_moments(self, patch: _Patch, axis: Axis, position: int, maps: Maps) -> Moments:
         slots, along, context = slots_for(patch.cell, patch.consumed, axis, position, self.problem, maps)
@@ -95,11 +124,16 @@ class WeightEvidence:
         carried = carry(right, slots, {position, *context})
         return gram(left, carried, position, along, context, patch.scale)
 
+    def _places(self, patch: _Patch, axis: int) -> list[int]:
+        """Where an axis stands in a patch, so that it is evidence."""
+        cell, rows = patch.cell, self._written_by is not None
+        return [p for p, x in enumerate(cell.axes) if x == axis and not (rows and patch.consumed[cell.origin[p]])]
+
     def _features(self, axis: Axis, maps: Collection[int]) -> float:
         """Resolved features for each unit of an axis."""
         count = 0.0
         for patch in self._patches[axis.id]:
-            for position in _places(patch.cell, axis.id):
+            for position in self._places(patch, axis.id):
                 if judges(patch.cell.axes, position, self.problem, maps):
                     family = self.problem.context(axis) + self.problem.along(axis)
                     units = axis.size
@@ -109,8 +143,42 @@ class WeightEvidence:
         return count
 
 
-def _places(cell: Cell, axis: int) -> list[int]:
-    return [p for p, other in enumerate(cell.axes) if other == axis]
+def left_out(graph: SymmetryGraph, cost: CostConfig) -> set[str]:
+    """Parameters that are not to be compared: biases, gains, both or none.
+
+    A gain only multiplies data, elementwise, be it in a product or as the weight of a norm. A bias is what a
+    contraction adds, or any other parameter that has one number for each unit of one axis (in each member of its
+    context) and nothing else: the biases of norms.
+    """
+    if cost.gains and cost.bias:
+        return set()
+    added, scaling = {entry.bias for entry in graph.contractions}, _norm_weights(graph)
+    gains = {name for name, label in graph.tensors.items() if any(label.gains) or name in scaling}
+    biases = {name for name, label in graph.tensors.items() if name in added or _one_each(graph, label)} - gains
+    return (set() if cost.gains else gains) | (set() if cost.bias else biases)
+
+
+def _norm_weights(graph: SymmetryGraph) -> set[str]:
+    """Parameters that a norm takes as its weight."""
+    book, nodes = load_rules(), {node.name: node for node in graph.captured.graph.nodes}
+    found = set()
+    for slot in graph.captured.inputs:
+        for user in nodes[slot.node].users if slot.kind == "parameter" else ():
+            located = book.entry(user.target)
+            if located is not None and located.entry.kind == "norm":
+                names = [argument.name for argument in user.target._schema.arguments]  # pyright: ignore
+                given = {**dict(zip(names, user.args, strict=False)), **user.kwargs}
+                if given.get("weight") is nodes[slot.node]:
+                    found.add(slot.name)
+    return found
+
+
+def _one_each(graph: SymmetryGraph, label: TensorLabel) -> bool:
+    leaves = {leaf.id for dim in label.dims for leaf in walk_leaves(dim)}
+    contexts = {axis.id: axis.context for axis in graph.axes if axis.id in leaves}
+    plain = all(size > 1 for size in label.shape)
+    return plain and all(any(set(c.axes) <= {id, *contexts[id]} for id in c.axes if id in contexts)
+                         for c in cells((), label.dims, ()))  # fmt: skip
 
 
 def _comparable(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

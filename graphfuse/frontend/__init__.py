@@ -13,14 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from graphfuse.errors import CaptureError
+from graphfuse.errors import CaptureError, RuleError
+from graphfuse.frontend.atoms import AtomCall, AtomOf, in_force, taken_whole
 from graphfuse.frontend.exporting import by_export
 from graphfuse.frontend.lowering import Decompose, Kind, Program, Slot
 from graphfuse.frontend.making import by_make_fx
 from graphfuse.frontend.tracing import dotted, evaluating, headline, quiet, restoring, source_in, where
 from graphfuse.frontend.writing import written_in_training
 
-__all__ = ["Decompose", "Kind", "Program", "Slot", "dotted", "program", "source_in", "written_in_training"]
+__all__ = ["AtomCall", "AtomOf", "Decompose", "Kind", "Program", "Slot", "dotted", "in_force", "program", "source_in",
+           "taken_whole", "written_in_training"]  # fmt: skip
 
 
 def program(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], decompose: Decompose) -> Program:
@@ -35,6 +37,8 @@ def program(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
         try:
             with restoring(model):
                 return by_export(model, args, kwargs, decompose)
+        except RuleError:
+            raise  # a rule that takes a module whole does not fit it, whoever captures
         except Exception as error:
             refusal = error
         _must_run(model, args, kwargs)
@@ -47,7 +51,7 @@ def program(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
         f"  torch.export: {headline(refusal)}\n{where(refusal)}"
         f"  make_fx: {headline(failure)}\n{where(failure)}"
         "  what to do: write that line with tensor operations only (torch.where instead of if, no .item(), "
-        "no numpy), or wrap it in a custom operator (torch.library.custom_op) and give it a rule"
+        "no numpy), or give its module a rule of its own ('module:' in a rule pack), which takes it whole"
     ) from failure.with_traceback(None)  # a hundred frames of torch's own; the user's line is in the message
 
 

@@ -8,7 +8,7 @@ from html import escape
 from graphfuse.report.graphdata import Json
 from graphfuse.report.picture import picture
 
-LARGEST = 1500  # nodes: a picture of more would be no help
+LARGEST = 6000  # nodes: a picture of more would be no help
 
 
 def explorer(graph: Json, key: str) -> str:
@@ -62,7 +62,8 @@ def _stage(graph: Json) -> str:
         return f'<p class="hint">{len(graph["nodes"]):,} nodes: too many for a picture; the axes are listed.</p>'
     return (
         '<div class="tools"><input type="search" placeholder="Find an op, module or parameter" '
-        'aria-label="Find an op, module or parameter">'
+        'aria-label="Find an op, module or parameter; Enter for the next">'
+        '<span class="matches" role="status"></span>'
         '<button type="button" data-zoom="in" aria-label="Zoom in">+</button>'
         '<button type="button" data-zoom="out" aria-label="Zoom out">−</button>'
         '<button type="button" data-zoom="fit">Fit</button></div>'

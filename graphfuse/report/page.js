@@ -121,14 +121,25 @@ function movable(canvas, svg) {
     else return;
     event.preventDefault();
   });
-  return { zoom: (factor) => zoom(factor, ...middle()), fit };
+  /* Brings an element into view, at a size at which it can be read; where it is in view already, nothing moves. */
+  function reveal(element) {
+    const box = element.getBoundingClientRect(), frame = canvas.getBoundingClientRect();
+    const inside = box.left >= frame.left && box.right <= frame.right && box.top >= frame.top && box.bottom <= frame.bottom;
+    if (inside && scale() < 3) return;
+    const [x, y] = place((box.left + box.right) / 2, (box.top + box.bottom) / 2);
+    if (scale() > 1.75) { view[2] = canvas.clientWidth * 1.3; view[3] = canvas.clientHeight * 1.3; }
+    view[0] = x - view[2] / 2;
+    view[1] = y - view[3] / 2;
+    apply();
+  }
+  return { zoom: (factor) => zoom(factor, ...middle()), fit, reveal };
 }
 
 /* Explorers: picking an axis lights up all that it touches; a click on a card steps through the card's axes. */
 for (const explorer of document.querySelectorAll(".explorer")) {
   const svg = explorer.querySelector(".graph");
   const rows = [...explorer.querySelectorAll(".axis-list > li")];
-  let picked = null;
+  let picked = null, view = null;
   const lit = (axis) => (svg ? svg.querySelectorAll(`[data-axes~="${axis}"]`) : []);
   function show(axis) {
     if (svg) {
@@ -137,7 +148,7 @@ for (const explorer of document.querySelectorAll(".explorer")) {
       if (axis !== null) for (const element of lit(axis)) element.classList.add("on");
     }
   }
-  function pick(axis) {
+  function pick(axis, move) {
     picked = axis === picked ? null : axis;
     for (const row of rows) {
       const on = row.dataset.axis === picked;
@@ -146,10 +157,16 @@ for (const explorer of document.querySelectorAll(".explorer")) {
       if (on) row.scrollIntoView({ block: "nearest" });
     }
     show(picked);
+    const first = move && picked !== null && view && svg.querySelector(".card.on");
+    if (first && ![...svg.querySelectorAll(".card.on")].some(inView)) view.reveal(first);
+  }
+  function inView(element) {
+    const box = element.getBoundingClientRect(), frame = svg.getBoundingClientRect();
+    return box.right > frame.left && box.left < frame.right && box.bottom > frame.top && box.top < frame.bottom;
   }
   for (const row of rows) {
     const button = row.querySelector("button");
-    button.addEventListener("click", () => pick(row.dataset.axis));
+    button.addEventListener("click", () => pick(row.dataset.axis, true));
     button.addEventListener("pointerenter", () => { if (picked === null) show(row.dataset.axis); });
     button.addEventListener("pointerleave", () => show(picked));
   }
@@ -157,7 +174,7 @@ for (const explorer of document.querySelectorAll(".explorer")) {
   if (!svg) continue;
 
   const canvas = explorer.querySelector(".canvas");
-  const view = movable(canvas, svg);
+  view = movable(canvas, svg);
   for (const button of explorer.querySelectorAll("[data-zoom]")) {
     const kind = button.dataset.zoom;
     button.addEventListener("click", () => (kind === "fit" ? view.fit(false) : view.zoom(kind === "in" ? 0.75 : 1.33)));
@@ -179,10 +196,29 @@ for (const explorer of document.querySelectorAll(".explorer")) {
     if (axes.length) pick(axes[(axes.indexOf(picked) + 1) % axes.length]);
     else if (picked !== null) pick(picked);
   });
-  explorer.querySelector("input[type=search]").addEventListener("input", (event) => {
-    const words = event.target.value.trim().toLowerCase();
+  const input = explorer.querySelector("input[type=search]"), told = explorer.querySelector(".matches");
+  const cards = [...svg.querySelectorAll(".card")];
+  let matches = [], at = 0;
+  function go(step) {
+    if (matches.length) {
+      at = (at + step + matches.length) % matches.length;
+      view.reveal(matches[at]);
+    }
+    for (const card of svg.querySelectorAll(".card.here")) card.classList.remove("here");
+    if (matches.length) matches[at].classList.add("here");
+    told.textContent = input.value.trim() === "" ? "" : matches.length ? `${at + 1} of ${matches.length}` : "none";
+  }
+  input.addEventListener("keydown", (event) => {
+    if (event.key === "Enter") { event.preventDefault(); go(event.shiftKey ? -1 : 1); }
+  });
+  input.addEventListener("input", () => {
+    const words = input.value.trim().toLowerCase();
     svg.classList.toggle("searching", words !== "");
-    for (const card of svg.querySelectorAll(".card")) card.classList.toggle("found", words !== "" && card.dataset.find.includes(words));
+    matches = words === "" ? [] : cards.filter((card) => card.dataset.find.includes(words));
+    for (const card of svg.querySelectorAll(".card.found")) card.classList.remove("found");
+    for (const card of matches) card.classList.add("found");
+    at = 0;
+    go(0);
     for (const row of rows) row.hidden = words !== "" && !row.textContent.toLowerCase().includes(words);
   });
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from graphfuse.aligned import Alignment
+from graphfuse.report.words import starred, structure
 from graphfuse.symmetry import Axis, SymmetryGraph
 from graphfuse.verify import Verification
 
@@ -45,7 +45,7 @@ def grouped(graph: SymmetryGraph, every: bool = False) -> list[AxisGroup]:
     groups: dict[Any, list[Axis]] = {}
     for axis in graph.axes:
         along = ", ".join(_role(graph.axis(key)) for key in axis.context)
-        names = tuple(dict.fromkeys(f"{_starred(touch.tensor)}[{touch.dim}]" for touch in axis.touches))
+        names = tuple(dict.fromkeys(f"{starred(touch.tensor)}[{touch.dim}]" for touch in axis.touches))
         key = axis.id if every else (axis.role, axis.size, axis.symmetry, along, names)
         groups.setdefault(key, []).append(axis)
     return [_group(graph, axes) for axes in groups.values()]
@@ -53,14 +53,10 @@ def grouped(graph: SymmetryGraph, every: bool = False) -> list[AxisGroup]:
 
 def _group(graph: SymmetryGraph, axes: Sequence[Axis]) -> AxisGroup:
     first = axes[0]
-    star = _starred if len(axes) > 1 else str
+    star = starred if len(axes) > 1 else str
     along = ", ".join(_role(graph.axis(key)) if len(axes) > 1 else graph.axis(key).name for key in first.context)
     pattern = dict.fromkeys(f"{star(touch.tensor)}[{touch.dim}]" for touch in first.touches)
     return AxisGroup(tuple(axes), along, tuple(pattern))
-
-
-def _starred(name: str) -> str:
-    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
 
 
 def _role(axis: Axis) -> str:
@@ -68,8 +64,12 @@ def _role(axis: Axis) -> str:
 
 
 def graph_view(graph: SymmetryGraph, every: bool = False) -> RenderableType:
-    """What was found in one model: a summary, its free axes, why the others are fixed, notes."""
+    """What was found in one model: a summary, its free axes, how they make it up, why the others are fixed, notes."""
     parts: list[RenderableType] = [_summary(graph), axes_table(graph, every)]
+    if lines := structure(graph):
+        parts.append(Text("in words", style="italic"))
+        parts += [Text(f"  {line}") for line in lines]
+        parts.append(Text())
     if graph.fixed:
         parts.append(fixed_table(graph))
     parts += [_note(note.message) for note in graph.notes]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from graphfuse.axes import Layout, Leaf, SymmetryClass
 from graphfuse.errors import RuleError
 from graphfuse.maps import keeping_sum
 from graphfuse.rulebook.examples import Call
+from graphfuse.rulebook.match import labels_of
 from graphfuse.rulebook.op import Label, Op, Rule
 
 
@@ -85,15 +87,23 @@ def labelled(call: Call, rule: Rule) -> LabelledCall:
     """
     algebra = Algebra()
     inputs = call.tensors
-    args = {name: Label(algebra.fresh(value.shape), is_mask=value.dtype == torch.bool)
-            if isinstance(value, Tensor) else value for name, value in call.arguments.items()}  # fmt: skip
+
+    def fresh(value: Any) -> Any:
+        if isinstance(value, list):
+            return [fresh(item) for item in value]
+        if not isinstance(value, Tensor):
+            return value
+        return Label(algebra.fresh(value.shape), is_mask=value.dtype == torch.bool)
+
+    args = {name: fresh(value) for name, value in call.arguments.items()}
     results = call.run()
     shapes = tuple(tuple(value.shape) if isinstance(value, Tensor) else None for value in results)
     several = len(call.op._schema.returns) != 1 or "[]" in str(call.op._schema.returns[0].type)
     op = Op(str(call.op), algebra, args, shapes, several)
     answer = rule(op)
     labels = answer if isinstance(answer, list) else [answer]
-    layouts: dict[str, Layout] = {name: args[name].dims for name in inputs}
+    named = (pair for name, value in args.items() for pair in labels_of(name, value))
+    layouts: dict[str, Layout] = {name: label.dims for name, label in named}
     tensors = dict(inputs)
     for k, (label, value) in enumerate(zip(labels, results, strict=True)):
         if isinstance(value, Tensor):

@@ -48,7 +48,7 @@ def _known(name: str, located: Located) -> Known:
     entry = located.entry
     how = "signature" if entry.signature else "pointwise" if entry.pointwise else "facts"
     text = entry.signature.text if entry.signature else ""
-    return Known(name, how, entry.kind, text, located.file)
+    return Known(entry.title if entry.module else name, how, entry.kind, text, located.file)
 
 
 def _first_line(rule: Any) -> str:
@@ -81,6 +81,10 @@ def describe(book: RuleBook, name: str) -> Description:
     RuleError
         torch knows no such op; names the nearest.
     """
+    for located in book.entries.values():
+        if located.entry.module and name.removeprefix("module ") == located.entry.module:
+            schema = f"{located.entry.title}, taken whole"
+            return Description(name, schema, "signature", located.file, located.entry.source, as_yaml(located.entry))
     op = find(name)
     schema = str(op._schema)
     for known in op_names(op):
@@ -159,7 +163,8 @@ def stub(op: OpOverload, shapes: Mapping[str, Shape] | None = None, outputs: Seq
     tensors = [a.name for a in op._schema.arguments if "Tensor" in str(a.type)]
     seen = {name: shape for name, shape in (shapes or {}).items() if name in tensors}
     letters = _letters([*seen.values(), *outputs])
-    operands = ", ".join(_operand(name, seen.get(name), letters) for name in tensors)
+    lists = {a.name for a in op._schema.arguments if str(a.type).startswith("List[Tensor")}
+    operands = ", ".join(_operand(name, seen.get(name), letters) + "+" * (name in lists) for name in tensors)
     results = "; ".join(f"[{_dims(shape, letters)}]" for shape in outputs) or "[...]"
     example = ", ".join(_argument(a, seen, letters) for a in op._schema.arguments if not a.has_default_value())
     unsure = (
@@ -200,4 +205,5 @@ def _argument(argument: Any, seen: Mapping[str, Shape], letters: Mapping[int, st
         return {"int": "1", "bool": "false", "float": "0.5"}.get(str(argument.type), "null")
     small = dict(zip(letters, SIZES, strict=False))
     shape = seen.get(argument.name)
-    return f"{{shape: [{', '.join(str(small.get(size, size)) for size in shape) if shape is not None else '2, 3'}]}}"
+    tensor = f"{{shape: [{', '.join(str(small.get(size, size)) for size in shape) if shape is not None else '2, 3'}]}}"
+    return f"[{tensor}, {tensor}]" if str(argument.type).startswith("List[") else tensor

@@ -32,7 +32,7 @@ from graphfuse.rulebook.actions import (
     transform,
 )
 from graphfuse.rulebook.compile import check_arguments, compile_entry
-from graphfuse.rulebook.examples import Call, calls
+from graphfuse.rulebook.examples import Call, calls, module_calls
 from graphfuse.rulebook.op import Rule
 from graphfuse.rulebook.packs import Pack, read_pack
 from graphfuse.rulebook.schema import Entry
@@ -103,22 +103,26 @@ def check_entry(entry: Entry, *, file: str = "", trials: int = 3, seed: int = 0)
     findings: list[str] = []
     count = 0
     rule = compile_entry(entry)
-    for name in entry.names:
+    titles = (entry.title,) if entry.module else entry.names
+    for name, title in zip(entry.names, titles, strict=True):
         try:
             for drawn in _calls_of(entry, name, generator, findings):
                 count += 1
                 problems += _check_call(entry, drawn, rule, generator, trials, findings)
         except NotImplementedError as error:
-            findings.append(f"{name}: does not run on this machine: {str(error).splitlines()[0][:100]}")
+            findings.append(f"{title}: does not run on this machine: {str(error).splitlines()[0][:100]}")
         except Exception as error:  # whatever an op or a rule raises is the finding
-            problems.append(Problem("error", name, f"{type(error).__name__}: {error}"))
+            problems.append(Problem("error", title, f"{type(error).__name__}: {error}"))
     if not count and not problems:
         problems.append(Problem("error", ", ".join(entry.names), "none of the entry's examples is for its ops"))
-    return CheckResult(entry.names, file, tuple(dict.fromkeys(problems)), tuple(dict.fromkeys(findings)), count)
+    return CheckResult(titles, file, tuple(dict.fromkeys(problems)), tuple(dict.fromkeys(findings)), count)
 
 
 def _calls_of(entry: Entry, name: str, generator: torch.Generator, findings: list[str]) -> Iterator[tuple[Call, Call]]:
     """Each example of each op, with its random tensors drawn twice."""
+    if entry.module:
+        yield from zip(module_calls(entry, generator), module_calls(entry, generator), strict=True)
+        return
     for op in overloads(name):
         check_arguments(entry, op)
         drawn = list(zip(calls(entry, op, generator), calls(entry, op, generator), strict=True))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._ops import OpOverload
 
 from graphfuse.errors import RuleError
+from graphfuse.frontend.atoms import AtomCall, bound, in_force, operator_of, tensors_in
+from graphfuse.rulebook.packs import atom_of
 from graphfuse.rulebook.schema import Entry, Example, TensorExample
 from graphfuse.rulebook.signature import Operand, Signature
 
@@ -24,20 +27,33 @@ class Call:
 
     op: OpOverload
     arguments: Mapping[str, Any]
+    atoms: tuple[AtomCall, ...] = ()
 
     def run(self, tensors: Mapping[str, Tensor] | None = None) -> tuple[Any, ...]:
         """The op's outputs, with some of its tensors replaced."""
-        given = {**self.arguments, **(tensors or {})}
+        given = {name: _replaced(name, value, tensors or {}) for name, value in self.arguments.items()}
         schema = self.op._schema.arguments
         positional = [given[a.name] for a in schema if a.name in given and not a.kwarg_only]
         named = {a.name: given[a.name] for a in schema if a.name in given and a.kwarg_only}
-        answer = self.op(*positional, **named)
+        with in_force(self.atoms):
+            answer = self.op(*positional, **named)
         return tuple(answer) if isinstance(answer, tuple | list) else (answer,)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """The tensor arguments."""
-        return {name: value for name, value in self.arguments.items() if isinstance(value, Tensor)}
+        """The tensor arguments; those of a list are called ``xs.0``, ``xs.1``, ..."""
+        found: dict[str, Tensor] = {}
+        for name, value in self.arguments.items():
+            items = enumerate(value) if isinstance(value, list) else ()
+            named = {name: value} | {f"{name}.{i}": item for i, item in items}
+            found |= {key: item for key, item in named.items() if isinstance(item, Tensor)}
+        return found
+
+
+def _replaced(name: str, value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [tensors.get(f"{name}.{i}", item) for i, item in enumerate(value)]
+    return tensors.get(name, value)
 
 
 def calls(entry: Entry, op: OpOverload, generator: torch.Generator) -> list[Call]:
@@ -52,6 +68,44 @@ def calls(entry: Entry, op: OpOverload, generator: torch.Generator) -> list[Call
     fitting = [example for example in entry.examples if not example.op or names & set(example.op)]
     fitting = fitting or ([] if entry.examples else [_made_up(entry, op)])
     return [Call(op, _arguments(op, example, generator)) for example in fitting]
+
+
+def module_calls(entry: Entry, generator: torch.Generator) -> list[Call]:
+    """The calls with which an entry for a module is checked: its class is imported and built as each example says.
+
+    Raises
+    ------
+    RuleError
+        There is no example, or the class cannot be found.
+    """
+    if not entry.examples:
+        raise RuleError("a module needs an example: 'build' (keyword arguments of the class) and 'args' of its forward")
+    return [_module_call(entry, example, generator) for example in entry.examples]
+
+
+def _module_call(entry: Entry, example: Example, generator: torch.Generator) -> Call:
+    module = _class(example.of or entry.module or "")(**example.build).double().eval()
+    state = tensors_in(module)
+    with torch.no_grad():
+        for tensor in state.values():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype) + 0.5)
+    args = [_value(value, generator) for value in example.args]
+    kwargs = {name: _value(value, generator) for name, value in example.kwargs.items()}
+    call, operands = bound(module, atom_of(entry, entry.title), state, args, kwargs)
+    given = {name: None if x is None else x.detach() for name, x in zip(call.atom.operands, operands, strict=True)}
+    return Call(operator_of(call.atom), {**given, "call": 0}, (call,))
+
+
+def _class(path: str) -> type[nn.Module]:
+    package, _, name = path.rpartition(".")
+    if package == "*":
+        raise RuleError(f"{path}: of which package? Say 'of: package.{name}' in the example")
+    try:
+        found = getattr(importlib.import_module(package), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise RuleError(f"{path}: cannot be imported ({error}); run where the package can be found") from error
+    return found
 
 
 def _arguments(op: OpOverload, example: Example, generator: torch.Generator) -> dict[str, Any]:
@@ -121,7 +175,8 @@ def _filled(schema: list[Any], shapes: Iterator[tuple[int, ...]], fills: Mapping
         if argument.name in fills:
             values.append(fills[argument.name])
         elif "Tensor" in str(argument.type):
-            values.append(TensorExample(shape=shape or ()))
+            tensor = TensorExample(shape=shape or ())
+            values.append([tensor, tensor] if str(argument.type).startswith("List[") else tensor)
         elif argument.has_default_value() or argument.kwarg_only:
             break
         elif str(argument.type) in ("number", "float"):

@@ -42,12 +42,22 @@ def match_operands(op: Op, signature: Signature, operands: Operands, rank: int) 
     for pattern, (argument, value) in zip(signature.inputs, operands, strict=False):
         if pattern is None or (value is None and pattern.optional):
             continue
-        if isinstance(value, Label):
-            slots = expand(op, signature, pattern, value.rank, rank)
-            tensors.append(Matched(argument, pattern, value.dims, tuple(slots)))
-        elif value is None or isinstance(value, list | tuple):
-            raise RuleError(f"{op.name}: argument {argument!r} is {type(value).__name__}, its signature wants a tensor")
+        listed = isinstance(value, list | tuple)
+        if value is None or listed != pattern.several:
+            wanted = "a list of tensors" if pattern.several else "a tensor"
+            raise RuleError(f"{op.name}: argument {argument!r} is {type(value).__name__}, its signature wants {wanted}")
+        for name, label in labels_of(argument, value):
+            slots = expand(op, signature, pattern, label.rank, rank)
+            tensors.append(Matched(name, pattern, label.dims, tuple(slots)))
     return tensors
+
+
+def labels_of(argument: str, value: Any) -> list[tuple[str, Label]]:
+    """The labels that an argument holds, by name: ``x``, or ``xs.0``, ``xs.1``, ... of a list."""
+    if isinstance(value, Label):
+        return [(argument, value)]
+    items = value if isinstance(value, list | tuple) else ()
+    return [(f"{argument}.{i}", item) for i, item in enumerate(items) if isinstance(item, Label)]
 
 
 def variadic_rank(op: Op, signature: Signature, sizes: Mapping[str, str | int], operands: Operands) -> int:
@@ -56,8 +66,8 @@ def variadic_rank(op: Op, signature: Signature, sizes: Mapping[str, str | int], 
         value = op.args.get(str(sizes.get(name)))
         if isinstance(value, list | tuple):
             return len(value)
-    inputs = [(pattern, value.rank) for pattern, (_, value) in zip(signature.inputs, operands, strict=False)
-              if pattern is not None and isinstance(value, Label)]  # fmt: skip
+    inputs = [(pattern, label.rank) for pattern, (name, value) in zip(signature.inputs, operands, strict=False)
+              if pattern is not None for _, label in labels_of(name, value)]  # fmt: skip
     outputs = [(pattern, len(shape)) for pattern, shape in zip(signature.outputs, op.shapes, strict=False)
                if pattern is not None and shape is not None]  # fmt: skip
     for pattern, found in (*inputs, *outputs):

@@ -16,10 +16,12 @@ from typing import Any, Literal, cast
 import torch
 import yaml
 from pydantic import ValidationError
+from torch import nn
 from torch._ops import OpOverload
 
 from graphfuse.config import nearest
 from graphfuse.errors import RuleError
+from graphfuse.frontend.atoms import Atom
 from graphfuse.rulebook.compile import check_arguments, compile_entry
 from graphfuse.rulebook.op import Rule
 from graphfuse.rulebook.pointwise import Elementwise, elementwise
@@ -48,7 +50,7 @@ class Located:
     rule: Rule | None
 
     def __str__(self) -> str:
-        return f"{self.file}: entry {', '.join(self.entry.names)}"
+        return f"{self.file}: entry {self.entry.title}"
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ def _explain(data: dict[str, Any], problem: dict[str, Any]) -> str:
     place, where = list(problem["loc"]), ""
     if place[:1] == ["rules"] and len(place) > 1:
         entry = data["rules"][place[1]] if isinstance(data["rules"], list) else None
-        named = (entry.get("op") or entry.get("ops")) if isinstance(entry, dict) else None
+        keys = ("op", "ops", "module")
+        named = next((entry[key] for key in keys if entry.get(key)), None) if isinstance(entry, dict) else None
         where = f"entry {place[1] + 1}"
         if named:
             where += f" ({named if isinstance(named, str) else ', '.join(map(str, named))})"
@@ -195,6 +198,15 @@ class RuleBook:
         names = op_names(op) if isinstance(op, OpOverload) else ()
         return next((self.entries[name] for name in names if name in self.entries), None)
 
+    def atom(self, module: nn.Module) -> Atom | None:
+        """How a module is taken whole, if an entry is for its class; its full name comes before a ``*``."""
+        kind = type(module)
+        known = {located.entry.module: located for located in self.entries.values() if located.entry.module}
+        for name in (f"{kind.__module__}.{kind.__qualname__}", f"*.{kind.__qualname__}"):
+            if name in known:
+                return atom_of(known[name].entry, str(known[name]))
+        return None
+
     def kind(self, op: Any) -> str:
         """The family that the op's entry names; ``other`` without one."""
         located = self.entry(op)
@@ -235,6 +247,20 @@ class RuleBook:
         located = self.entry(op)
         spec = located.entry.pointwise if located else None
         return spec is not None and spec.index == "keep"
+
+
+def atom_of(entry: Entry, rule: str) -> Atom:
+    """The operator that an entry for a module asks for."""
+    signature = entry.signature
+    assert signature is not None, "the schema lets no module pass without one"
+    operands = [operand for operand in signature.inputs if operand is not None]
+    return Atom(
+        name=entry.names[0].partition(".")[2],
+        rule=rule,
+        operands=tuple(operand.title for operand in operands),
+        optional=frozenset(operand.title for operand in operands if operand.optional),
+        outputs=len(signature.outputs),
+    )
 
 
 def _plain_elementwise(op: Any) -> Any:

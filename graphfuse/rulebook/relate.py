@@ -9,7 +9,16 @@ from dataclasses import dataclass, field
 from graphfuse.algebra import Mismatch, broadcast_pairs
 from graphfuse.axes import Dim, Layout, SymmetryClass, dim_size, dualised
 from graphfuse.errors import RuleError
-from graphfuse.rulebook.match import Matched, Operands, base_name, expand, is_batch, match_operands, variadic_rank
+from graphfuse.rulebook.match import (
+    Matched,
+    Operands,
+    base_name,
+    expand,
+    is_batch,
+    labels_of,
+    match_operands,
+    variadic_rank,
+)
 from graphfuse.rulebook.op import Label, Op
 from graphfuse.rulebook.signature import ELLIPSIS, Operand, Signature, Slot
 
@@ -52,7 +61,7 @@ def relate(op: Op, relation: Relation, operands: Operands | None = None) -> Labe
     operands = list(op.args.items()) if operands is None else operands
     rank = variadic_rank(op, signature, relation.sizes, operands)
     tensors = match_operands(op, signature, operands, rank)
-    op.fix_values(*(value for _, value in operands if isinstance(value, Label)))
+    op.fix_values(*(label for name, value in operands for _, label in labels_of(name, value)))
     batch, pairs = broadcast_pairs([tensor.batch for tensor in tensors])
     found = _opposed(op, signature, _bind(op, tensors, _known_sizes(op, relation, tensors, rank)))
     op.algebra.unify_all(pairs + [pair for dims in found.values() for pair in _pairs(dims)])

@@ -60,9 +60,14 @@ ExampleValue = TensorExample | Scalar | list[TensorExample | Scalar]
 
 
 class Example(_Model):
-    """Arguments with which the self-check calls an op; ``op`` names the ops of the entry that they are for."""
+    """Arguments with which the self-check calls an op; ``op`` names the ops of the entry that they are for.
+
+    For a module, ``build`` are the keyword arguments that make it, and ``of`` is its class where the entry has a ``*``.
+    """
 
     op: Names = ()
+    of: str | None = None
+    build: dict[str, Any] = Field(default_factory=dict)
     args: tuple[ExampleValue, ...] = ()
     kwargs: dict[str, ExampleValue] = Field(default_factory=dict)
 
@@ -111,9 +116,13 @@ class Statistics(_Model):
 
 
 class Entry(_Model):
-    """One rule: an op, or several that share a signature."""
+    """One rule: an op, or several that share a signature; or the modules of one class, each taken as one op.
+
+    ``module`` is ``package.Class``, or ``*.Class`` wherever it is defined.
+    """
 
     op: str | None = None
+    module: str | None = None
     ops: Names = ()
     kind: Kind = "other"
     signature: SignatureText | None = None
@@ -134,8 +143,15 @@ class Entry(_Model):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every op that the entry is for."""
+        """Every op that the entry is for; a module's is made from its name."""
+        if self.module:
+            return ("module." + self.module.replace("*", "any").replace(".", "__"),)
         return (self.op, *self.ops) if self.op else self.ops
+
+    @property
+    def title(self) -> str:
+        """What the entry is for, as it says it."""
+        return f"module {self.module}" if self.module else ", ".join(self.names)
 
     @property
     def has_rule(self) -> bool:
@@ -150,7 +166,9 @@ class Entry(_Model):
     @model_validator(mode="after")
     def _consistent(self) -> Entry:
         if not self.names:
-            raise ValueError("no op is named; write 'op: aten.linear.default' or 'ops: [...]'")
+            raise ValueError("no op is named; write 'op: aten.linear.default', 'ops: [...]' or 'module: package.Class'")
+        if self.module is not None:
+            self._check_module(self.module)
         for name in self.names:
             if len(name.split(".")) not in (2, 3) or not all(name.split(".")):
                 raise ValueError(f"{name!r} is no op; write namespace.name or namespace.name.overload")
@@ -166,6 +184,20 @@ class Entry(_Model):
                     hint = nearest(name, sorted(signature.names))
                     raise ValueError(f"{where}: no dim is called {name!r} in {signature.text!r}; {hint}")
         return self
+
+    def _check_module(self, name: str) -> None:
+        if self.op or self.ops:
+            raise ValueError("an entry is for ops or for a module, not both")
+        package, _, word = name.rpartition(".")
+        if not word.isidentifier() or not (package == "*" or all(map(str.isidentifier, package.split(".")))):
+            raise ValueError(f"{name!r} is no class; write package.Class, or *.Class wherever it is defined")
+        titles = [operand.title for operand in self.signature.inputs if operand] if self.signature else []
+        if self.signature is None or None in (*self.signature.inputs, *self.signature.outputs) or not all(titles):
+            raise ValueError("a module needs a 'signature' that names each operand (argument, parameter or buffer)")
+        if any(operand.several for operand in self.signature.inputs if operand):
+            raise ValueError("an operand of a module is one tensor, not a list")
+        if len(set(titles)) < len(titles):
+            raise ValueError(f"an operand is named twice in {self.signature.text!r}")
 
     def _uses_of_names(self) -> Iterator[tuple[str, tuple[str, ...], Signature]]:
         signature = self.signature

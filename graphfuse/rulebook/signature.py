@@ -7,6 +7,7 @@ the op's schema arguments; their names are for the reader. Trailing arguments ma
 ``x[n c]``           a tensor argument with one name for each dim; equal names are one axis
 ``_``                an argument that plays no part (or an output without elements)
 ``b[o]?``            the argument may be None or absent
+``xs[n c]+``         a list of tensors, each with these dims
 ``...``              any number of leading dims, unified between operands by numpy broadcasting
 ``*s``               zero or more dims; every ``*`` of a signature stands for the same number of dims
 ``(g i)``            the row-major product of axes; sizes that shapes do not tell come from the entry's ``sizes``
@@ -26,7 +27,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 ELLIPSIS = "..."
-_TOKEN = re.compile(r"\s*(?:(?P<symbol>->|\.\.\.|[\[\](),;?!*1])|(?P<name>[A-Za-z_][A-Za-z0-9_]*))")
+_TOKEN = re.compile(r"\s*(?:(?P<symbol>->|\.\.\.|[\[\](),;?!*+1])|(?P<name>[A-Za-z_][A-Za-z0-9_]*))")
 
 
 class SignatureError(ValueError):
@@ -52,11 +53,12 @@ ONES: Slot = (Name("1", variadic=True),)
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """The pattern of one tensor."""
+    """The pattern of one tensor; ``several`` for a list of such tensors."""
 
     title: str
     slots: tuple[Slot, ...]
     optional: bool = False
+    several: bool = False
 
     @property
     def names(self) -> frozenset[str]:
@@ -179,7 +181,8 @@ class _Parser:
             if any(name.variadic and name.text == self.token.lstrip("*") for slot in slots for name in slot):
                 raise self.fail(f"a second {self.token!r} in one operand")
             slots.append(self.slot())
-        return Operand(title, tuple(slots), self.accept("?"))
+        several = self.accept("+")
+        return Operand(title, tuple(slots), self.accept("?"), several)
 
     def slot(self) -> Slot:
         if self.accept("1"):

@@ -11,19 +11,23 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from graphfuse.config import FuseConfig
 from graphfuse.costs.evidence import Evidence, Problem
+from graphfuse.costs.ground import gains
 from graphfuse.costs.moments import Measure, Moments, likeness, linear_likeness, summed
 from graphfuse.maps import AxisMap, Maps
 from graphfuse.symmetry import Axis
 from graphfuse.transport.family import Agreement, Quality, agreement, optimum, seen_from
 from graphfuse.transport.procrustes import rotates, rotation
 from graphfuse.transport.softening import soften
-from graphfuse.transport.solvers import assign, solve
+from graphfuse.transport.solvers import assign, couple
+
+_LEAST_MASS = 1e-3  # of a unit, relative to the mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +43,12 @@ class Solution:
     objective: float
 
 
+Compared = Callable[[Moments, Measure], Tensor]
+"""What one body of evidence says of all pairs of units: a new tensor, larger for more alike."""
+
+
 @dataclass(eq=False)
-class _State:
+class State:
     """Maps so far, and what each axis' last visit showed: the optimum of each member of a family, and its quality.
 
     No table of likeness outlives the visit that made it.
@@ -52,7 +60,12 @@ class _State:
 
 
 def coordinate(
-    problem: Problem, evidence: Evidence, config: FuseConfig, measure: Measure, start: Maps | None = None
+    problem: Problem,
+    evidence: Evidence,
+    config: FuseConfig,
+    measure: Measure,
+    importance: Evidence | None = None,
+    start: Maps | None = None,
 ) -> Solution:
     """Match all axes of a problem.
 
@@ -66,6 +79,8 @@ def coordinate(
         Solver, regularisation, sweeps, tolerance, seed, and what is said of single roles.
     measure :
         How moments become likeness.
+    importance : Evidence, optional
+        Whose norms of units are their masses; by default all units have the same.
     start : mapping, optional
         Maps of all axes to begin with, where likeness depends on other axes' maps; no sweep is soft then.
 
@@ -75,12 +90,12 @@ def coordinate(
         One-to-one maps are in index form.
     """
     warm = evidence.repeats and start is not None and all(axis.id in start for axis in problem.axes)
-    state, solver = _State(dict(start) if warm and start is not None else {}), _Solver(config)
+    state, solver = State(dict(start) if warm and start is not None else {}), Solver(config, importance)
     soft = _schedule(config) if evidence.repeats and not warm else ()
     pending = [] if warm else list(problem.axes)
     while pending:
         for axis in evidence.ready(pending, state.maps):
-            _visit(problem, evidence, measure, axis, state, solver.at(soft[0] if soft else None))
+            visit(problem, evidence, measure, axis, state, solver.at(soft[0] if soft else None))
             pending.remove(axis)
     sweeps, best, order = 0 if warm else 1, float("-inf"), random.Random(config.seed)
     while evidence.repeats and (sweeps < config.sweeps or not state.quality):
@@ -88,7 +103,7 @@ def coordinate(
         before = dict(state.maps) if sweeps > len(soft) else {}
         for family in order.sample(problem.families, len(problem.families)):
             for axis in family:
-                _visit(problem, evidence, measure, axis, state, now)
+                visit(problem, evidence, measure, axis, state, now)
         sweeps += 1
         total = _objective(problem, state)
         if sweeps > len(soft) + 1 and (total - best <= config.tolerance * abs(total) or _same(before, state.maps)):
@@ -100,55 +115,73 @@ def coordinate(
 
 def _schedule(config: FuseConfig) -> tuple[float, ...]:
     """Regularisations of the soft first sweeps, at most half of all and above that of the solver itself."""
-    floor = config.regularization if config.solver == "sinkhorn" else 0.0
+    entropic = config.solver in ("sinkhorn", "unbalanced") and config.scale == "range"
+    floor = config.regularization if entropic else 0.0
     return tuple(value for value in config.anneal if value > floor)[: config.sweeps // 2]
 
 
 @dataclass(frozen=True)
-class _Solver:
+class Solver:
     """The solver of each axis; ``soft`` is set during the soft first sweeps."""
 
     config: FuseConfig
+    importance: Evidence | None = None
     soft: float | None = None
 
-    def at(self, soft: float | None) -> _Solver:
+    def at(self, soft: float | None) -> Solver:
         return replace(self, soft=soft)
 
     def rotates(self, axis: Axis) -> bool:
         """Whether the axis is aligned by a rotation."""
-        return self.config.symmetry == "full" and rotates(axis)
+        return self.config.rotating and rotates(axis)
+
+    def gain(self, axis: Axis) -> Compared:
+        """What matching two units gains, by one body of evidence."""
+        return linear_likeness if self.rotates(axis) else partial(gains, config=self.config.cost)
+
+    def likeness(self, axis: Axis) -> Compared:
+        """What matches are told in."""
+        return linear_likeness if self.rotates(axis) else likeness
 
     def __call__(self, problem: Problem, axis: Axis, cost: Tensor) -> AxisMap:
         """The map of least cost."""
         context, along = problem.context(axis), problem.along(axis)
         if self.rotates(axis):
             return rotation(axis, -cost, context, along)
+        mu, nu = marginals(self.importance, axis)
         if self.soft is not None:
-            return AxisMap(axis.id, context, along, plan=soften(cost, self.soft).bfloat16())
+            return AxisMap(axis.id, context, along, plan=soften(cost, self.soft, mu, nu).bfloat16())
         settings = self.config.for_axis(axis.name, axis.role)
-        solver, strength = settings.solver or self.config.solver, settings.regularization or self.config.regularization
-        if solver == "assignment" and cost.shape[-1] == cost.shape[-2]:
+        if settings.solver == "assignment" and cost.shape[-1] == cost.shape[-2] and mu is None:
             return AxisMap(axis.id, context, along, index=assign(cost))
-        return AxisMap(axis.id, context, along, plan=solve(cost, solver, strength).float())
+        return AxisMap(axis.id, context, along, plan=couple(cost, settings, mu, nu).float())
 
 
-def _visit(problem: Problem, evidence: Evidence, measure: Measure, axis: Axis, state: _State, solver: _Solver) -> None:
+def marginals(importance: Evidence | None, axis: Axis) -> tuple[Tensor | None, Tensor | None]:
+    """Masses of the units of A and of B in proportion to their norms; none without mass, so that all have partners."""
+    found = importance.norms(axis) if importance is not None else None
+    if found is None:
+        return None, None
+    left, right = (torch.maximum(norm, _LEAST_MASS * norm.mean(-1, keepdim=True)) for norm in found)
+    return left, right
+
+
+def visit(problem: Problem, evidence: Evidence, measure: Measure, axis: Axis, state: State, solver: Solver) -> None:
     """Solve one axis with the maps of the others as they are."""
     entries = evidence.moments(axis, state.maps)
     inner = [id for id in problem.nearest[axis.id] if id in state.values]
     if not entries and not inner:
         state.maps[axis.id] = problem.start(axis)
         return
-    compared = linear_likeness if solver.rotates(axis) else likeness
     shape = (*problem.lead(axis), problem.sizes_a[axis.id], problem.sizes_b[axis.id])
     values = {id: state.values[id] for id in inner}
-    table = table_of(problem, axis, state.maps, entries, measure, values, shape, compared)
+    table = table_of(problem, axis, state.maps, entries, measure, values, shape, solver.gain(axis))
     solved = solver(problem, axis, table.neg_())
     state.maps[axis.id] = solved
     state.values[axis.id] = -optimum(solved, table)
     del table
     if solver.soft is None:
-        state.quality[axis.id] = _quality(problem, axis, state, entries, inner, shape, compared)
+        state.quality[axis.id] = _quality(problem, axis, state, entries, inner, shape, solver.likeness(axis))
 
 
 def table_of(
@@ -159,7 +192,7 @@ def table_of(
     measure: Measure,
     values: Mapping[int, Tensor],
     shape: Sequence[int],
-    compared: Callable[[Moments, Measure], Tensor] = likeness,
+    compared: Compared = likeness,
 ) -> Tensor:
     """Likeness of all pairs of units, of the given shape: a new tensor."""
     total: Tensor | None = None
@@ -177,11 +210,11 @@ def table_of(
 def _quality(
     problem: Problem,
     axis: Axis,
-    state: _State,
+    state: State,
     entries: Sequence[Moments],
     inner: Sequence[int],
     shape: Sequence[int],
-    compared: Callable[[Moments, Measure], Tensor],
+    compared: Compared,
 ) -> Quality:
     """Correlations of matched units, and of those of one index; no whole table is made for a permutation."""
     solved, n = state.maps[axis.id], shape[-2]
@@ -202,7 +235,7 @@ def _quality(
     return Quality(found[0], found[1], weight)
 
 
-def _objective(problem: Problem, state: _State) -> float:
+def _objective(problem: Problem, state: State) -> float:
     """What the outermost axes' last visits reached; an inner axis' optimum is part of it."""
     outer = (id for id in state.values if not problem.context(problem.moving[id]))
     return sum(float(state.values[id].mean()) for id in outer)

@@ -10,14 +10,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from graphfuse.transport.solvers import marginal
+
 _ROUNDS = 40
 _CHECK = 5
 _TOLERANCE = 1e-3
 _LARGE = 1e9
 
 
-def soften(cost: Tensor, regularization: float) -> Tensor:
-    """Couplings of small cost with uniform marginals, met up to a thousandth of the mass or forty rounds.
+def soften(cost: Tensor, regularization: float, mu: Tensor | None = None, nu: Tensor | None = None) -> Tensor:
+    """Couplings of small cost whose marginals are met up to a thousandth of the mass or forty rounds.
 
     Parameters
     ----------
@@ -25,6 +27,8 @@ def soften(cost: Tensor, regularization: float) -> Tensor:
         Finite. Adding a constant to a problem changes nothing.
     regularization : float
         Weight of the entropy relative to the range of each problem's costs.
+    mu, nu : Tensor, shape (..., n) and (..., m), optional
+        Marginals, scaled to mass 1; uniform by default. They broadcast over the leading indices.
 
     Returns
     -------
@@ -36,16 +40,17 @@ def soften(cost: Tensor, regularization: float) -> Tensor:
     *lead, n, m = cost.shape
     exponent = _exponent(cost.detach().reshape(-1, n, m), regularization)
     kernel = exponent.exp()
-    u, v = kernel.new_ones(len(kernel), n, 1), kernel.new_ones(len(kernel), m, 1)
+    mu, nu = marginal(mu, (*lead, n), kernel).unsqueeze(-1), marginal(nu, (*lead, m), kernel).unsqueeze(-1)
+    u, v = torch.ones_like(mu), torch.ones_like(nu)
     for step in range(_ROUNDS):
-        u = 1 / (n * (kernel @ v)).clamp(min=1e-30)
-        v = 1 / (m * (kernel.mT @ u)).clamp(min=1e-30)
+        u = mu / (kernel @ v).clamp(min=1e-30)
+        v = nu / (kernel.mT @ u).clamp(min=1e-30)
         if max(float(u.max()), float(v.max()), 1 / float(u.min()), 1 / float(v.min())) > _LARGE * n * m:
             exponent += u.log()
             exponent += v.log().mT
             torch.exp(exponent, out=kernel)
             u, v = torch.ones_like(u), torch.ones_like(v)
-        if step % _CHECK == _CHECK - 1 and float((n * u * (kernel @ v) - 1).abs().mean(1).amax()) < _TOLERANCE:
+        if step % _CHECK == _CHECK - 1 and float((u * (kernel @ v) - mu).abs().sum(1).amax()) < _TOLERANCE:
             break
     return kernel.mul_(u).mul_(v.mT).reshape(*lead, n, m)
 

@@ -6,17 +6,19 @@ The only module that imports POT (Python Optimal Transport, Flamary et al., JMLR
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import get_args
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from graphfuse.config import Solver
+from graphfuse.config import RoleConfig, Scale, Solver
 from graphfuse.errors import ConfigError, DataError
+from graphfuse.transport.sinkhorn import balanced, eps_of_entropy, unbalanced
 
-_ROUNDS = 2000
-_TOLERANCE = 1e-7
+_TOLERANCE = 1e-8
+_LEAST = 1e-6  # regularisation, relative to the range of a problem's costs, below which float64 has no digits left
 
 
 def solve(
@@ -25,6 +27,10 @@ def solve(
     regularization: float = 0.05,
     mu: Tensor | None = None,
     nu: Tensor | None = None,
+    *,
+    scale: Scale = "range",
+    mass: float = 1.0,
+    share: float = 0.9,
 ) -> Tensor:
     """Couplings of least cost.
 
@@ -35,29 +41,39 @@ def solve(
     solver :
         ``assignment``: one to one (Hungarian method; exact optimal transport unless n == m with uniform marginals);
         ``emd``: exact optimal transport by the network simplex; ``sinkhorn``: entropic optimal transport in the log
-        domain.
+        domain; ``unbalanced``: the same with marginals held by a penalty only; ``partial``: exact optimal transport of
+        a share of the mass, the rest spread out over what is left of the marginals.
     regularization : float
-        For ``sinkhorn``: the weight of the entropy relative to the range of each problem's costs (largest minus
-        smallest), so that costs of any scale can share a setting.
-    mu, nu : Tensor, shape (n,) and (m,), optional
-        Marginals, of mass 1; uniform by default.
+        For ``sinkhorn`` and ``unbalanced``: see ``scale``.
+    mu, nu : Tensor, shape (..., n) and (..., m), optional
+        Marginals, scaled to mass 1; uniform by default. They broadcast over the leading indices.
+    scale :
+        ``range``: the weight of the entropy is relative to the range of each problem's costs (largest minus smallest),
+        so that costs of any scale can share a setting; ``absolute``: it is in units of the cost; ``entropy``:
+        ``regularization`` is the mean entropy of a row's partners, relative to that of ``nu``, for which each problem
+        gets its own weight (by bisection, as if balanced).
+    mass : float
+        For ``unbalanced``: weight of the marginals' divergence, in the units of ``scale`` (for entropy: of range).
+    share : float
+        For ``partial``: mass that is matched.
 
     Returns
     -------
     Tensor, shape (..., n, m)
-        Couplings: non-negative, with row sums ``mu`` and column sums ``nu``. dtype and device of ``cost``.
+        Couplings: non-negative, of mass 1, with row sums ``mu`` and column sums ``nu`` (unbalanced: near them, and
+        positive). dtype and device of ``cost``.
 
     Raises
     ------
     DataError
         A cost is not finite.
     ConfigError
-        The solver is unknown, or the regularisation is not positive.
+        The solver is unknown, or the regularisation is not positive (for scale entropy: not between 0 and 1).
 
     Notes
     -----
-    Source: Cuturi, Sinkhorn Distances (NeurIPS 2013), in the log domain as in POT's ``solve_batch``; the result is
-    rounded onto the marginals by Altschuler, Weed and Rigollet (NeurIPS 2017), algorithm 2.
+    Sources: :mod:`graphfuse.transport.sinkhorn`; entropic plans are rounded onto the marginals by Altschuler, Weed and
+    Rigollet (NeurIPS 2017), algorithm 2. Partial: Chapel, Alaya and Gasso (NeurIPS 2020).
 
     Examples
     --------
@@ -71,11 +87,19 @@ def solve(
         return torch.zeros_like(cost)
     if solver == "assignment" and n == m and mu is None and nu is None:
         return _from_index(assign(cost), cost)
-    problems = _scaled(cost)
-    mu = _marginal(mu, n, problems)
-    nu = _marginal(nu, m, problems)
-    plan = _sinkhorn(problems, regularization, mu, nu) if solver == "sinkhorn" else _emd(problems, mu, nu)
+    problems, span = _scaled(cost)
+    mu, nu = marginal(mu, (*lead, n), problems), marginal(nu, (*lead, m), problems)
+    if solver in ("sinkhorn", "unbalanced"):
+        plan = _entropic(problems, span, solver, regularization, scale, mass, mu, nu)
+    else:
+        plan = _exact(problems, mu, nu, share if solver == "partial" else 1.0)
     return plan.reshape(*lead, n, m).to(cost)
+
+
+def couple(cost: Tensor, settings: RoleConfig, mu: Tensor | None = None, nu: Tensor | None = None) -> Tensor:
+    """:func:`solve` with the settings of an axis; what they leave open has the defaults of the config."""
+    given = settings.model_dump(include={"solver", "regularization", "scale", "mass", "share"}, exclude_none=True)
+    return solve(cost, mu=mu, nu=nu, **given)
 
 
 def assign(cost: Tensor) -> Tensor:
@@ -140,48 +164,63 @@ def _finite(cost: Tensor) -> Tensor:
     return cost
 
 
-def _scaled(cost: Tensor) -> Tensor:
-    """Problems as one batch (k, n, m) in float64, each with costs from 0 to 1 (a constant cost becomes 0)."""
+def _scaled(cost: Tensor) -> tuple[Tensor, Tensor]:
+    """Problems as one batch (k, n, m) in float64, each with costs from 0 to 1 (a constant cost becomes 0); ranges."""
     problems = _finite(cost).detach().double().reshape(-1, *cost.shape[-2:])
     problems = problems - problems.amin((-2, -1), keepdim=True)
     span = problems.amax((-2, -1), keepdim=True)
-    return problems / torch.where(span > 0, span, 1.0)
+    span = torch.where(span > 0, span, 1.0)
+    return problems / span, span[:, 0, 0]
 
 
-def _marginal(given: Tensor | None, size: int, problems: Tensor) -> Tensor:
+def marginal(given: Tensor | None, shape: Sequence[int], problems: Tensor) -> Tensor:
+    """Marginals of a batch, shape (k, units), of mass 1; no unit is quite without, so that all have partners."""
     if given is None:
-        return problems.new_full((size,), 1 / size)
-    return given.to(problems) / given.to(problems).sum()
+        return problems.new_full((len(problems), shape[-1]), 1 / shape[-1])
+    weight = given.to(problems).expand(tuple(shape)).reshape(-1, shape[-1])
+    weight = torch.maximum(weight, 1e-9 * weight.mean(-1, keepdim=True))
+    return weight / weight.sum(-1, keepdim=True)
 
 
-def _emd(problems: Tensor, mu: Tensor, nu: Tensor) -> Tensor:
+def _exact(problems: Tensor, mu: Tensor, nu: Tensor, share: float) -> Tensor:
     import ot  # here, as POT's own imports take seconds
 
     plans = []
-    for problem in problems.cpu().numpy():
-        plan, log = ot.emd(mu.cpu().numpy(), nu.cpu().numpy(), problem, numItermax=10_000_000, log=True)
-        if log["warning"] is not None:
+    for problem, left, right in zip(problems.cpu().numpy(), mu.cpu().numpy(), nu.cpu().numpy(), strict=True):
+        if share < 1:
+            plan, log = ot.partial.partial_wasserstein(left, right, problem, m=share, log=True)
+        else:
+            plan, log = ot.emd(left, right, problem, numItermax=10_000_000, log=True)
+        if log.get("warning") is not None:
             raise DataError(f"exact optimal transport of a {problem.shape} problem failed: {log['warning']}")
         plans.append(torch.from_numpy(plan))
-    return torch.stack(plans).to(problems.device)
+    plan = torch.stack(plans).to(problems.device)
+    return _rounded(plan, mu, nu) if share < 1 else plan
 
 
-def _sinkhorn(problems: Tensor, regularization: float, mu: Tensor, nu: Tensor) -> Tensor:
+def _entropic(
+    problems: Tensor, span: Tensor, solver: Solver, regularization: float, scale: Scale, mass: float, mu: Tensor,
+    nu: Tensor,
+) -> Tensor:  # fmt: skip
     if not regularization > 0:
-        raise ConfigError(f"sinkhorn needs a positive regularization, got {regularization}")
-    import ot.batch
-
-    count = problems.shape[0]
-    result = ot.batch.solve_batch(
-        problems, reg=regularization, a=mu.expand(count, -1), b=nu.expand(count, -1), max_iter=_ROUNDS, tol=_TOLERANCE,
-        method="log_sinkhorn", grad="detach",
-    )  # fmt: skip
-    plan: Tensor = result.plan  # pyright: ignore[reportAssignmentType]
-    return _rounded(plan, mu, nu)
+        raise ConfigError(f"{solver} needs a positive regularization, got {regularization}")
+    if scale == "entropy":
+        if not regularization < 1:
+            raise ConfigError(f"an entropy to aim at is between 0 and 1, got regularization {regularization}")
+        eps = eps_of_entropy(problems, regularization, mu, nu)
+    else:
+        eps = regularization / span if scale == "absolute" else torch.full_like(span, regularization)
+    eps = eps.clamp(min=_LEAST)
+    if solver == "sinkhorn":
+        return _rounded(balanced(problems, eps, mu, nu, _TOLERANCE), mu, nu)
+    weight = mass / span if scale == "absolute" else torch.full_like(span, mass)
+    plan = unbalanced(problems, eps, mu, nu, weight)
+    plan = plan + 1e-9 * mu.unsqueeze(-1) * nu.unsqueeze(-2)  # a unit too dear to be matched is still a mean of others
+    return plan / plan.sum((-2, -1), keepdim=True)
 
 
 def _rounded(plan: Tensor, mu: Tensor, nu: Tensor) -> Tensor:
-    """The nearby coupling whose marginals are exact."""
+    """The nearby coupling whose marginals, (k, n) and (k, m), are exact; what a plan lacks is spread out."""
     plan = plan * (mu / plan.sum(-1).clamp(min=1e-30)).clamp(max=1).unsqueeze(-1)
     plan = plan * (nu / plan.sum(-2).clamp(min=1e-30)).clamp(max=1).unsqueeze(-2)
     rest_rows, rest_columns = mu - plan.sum(-1), nu - plan.sum(-2)
