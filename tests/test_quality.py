@@ -1,4 +1,4 @@
-"""The quality benchmark: parents are trained once, every cell leaves one record, and the tables come from the records."""
+"""The quality benchmark: parents are trained once, every cell leaves one record, tables come from the records."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # last: it has a module called coverage
 
-from quality import data, methods, models, table, tasks, training  # noqa: E402
-from quality.data import Data, Part  # noqa: E402
-from quality.training import Kind, Recipe, Store  # noqa: E402
+from quality import data, methods, models, tasks, training
+from quality.data import Data, Part
+from quality.training import Kind, Recipe, Store
 
 SEEDS = [(0, 1)]
 
