@@ -62,19 +62,19 @@ def _mlp(features: int, width: int) -> Callable[[Data], nn.Module]:
 
 MLP512 = _mlp(784, 512)
 KINDS: dict[str, Kind] = {
-    "vit128x4": Kind("fashion", _vit(128, 4), Recipe(800, 2e-3, 32)),
+    "vit128x4": Kind("fashion", _vit(128, 4), Recipe(1800, 2e-3, 32)),
     "llama128x4": Kind("text", lambda d: models.Llama(d.vocabulary, 128, 4), Recipe(900, 2e-3, 16)),
-    "mlp512": Kind("fashion", MLP512, Recipe(1000, 1e-3)),
-    "resnet20w2": Kind("fashion", lambda d: models.ResNet20(d.classes), Recipe(500, 0.1, 32, 5e-4, "sgd")),
+    "mlp512": Kind("fashion", MLP512, Recipe(3000, 1e-3)),
+    "resnet20w2": Kind("fashion", lambda d: models.ResNet20(d.classes), Recipe(900, 0.1, 64, 5e-4, "sgd")),
     "gpt2-128x4": Kind("text", lambda d: models.GPT2(d.vocabulary, 64, 128, 4), Recipe(900, 2e-3, 16)),
-    "vit64x4": Kind("fashion", _vit(64, 4), Recipe(1200, 3e-3, 32)),
+    "vit64x4": Kind("fashion", _vit(64, 4), Recipe(1800, 3e-3, 32)),
     "mlp128": Kind("fashion", _mlp(784, 128), Recipe(1500, 1e-3)),
     "letters256": Kind("letters", _mlp(16, 256), Recipe(3000, 2e-3)),
-    "shard-a512": Kind("fashion", MLP512, Recipe(700, 1e-3), shard=0),
-    "shard-b512": Kind("fashion", MLP512, Recipe(700, 1e-3), shard=1),
+    "shard-a512": Kind("fashion", MLP512, Recipe(1500, 1e-3), shard=0),
+    "shard-b512": Kind("fashion", MLP512, Recipe(1500, 1e-3), shard=1),
     "bert128x2": Kind("glosses", lambda d: models.Bert(d.vocabulary, data.GLOSS, 41, 128, 2), Recipe(800, 1e-3, 64)),
-    "vit128x6": Kind("fashion", _vit(128, 6), Recipe(800, 2e-3, 32)),
-    "cifar-vit128x4": Kind("cifar10", _vit(128, 4, 32, 3), Recipe(800, 1e-3, 32)),
+    "vit128x6": Kind("fashion", _vit(128, 6), Recipe(1500, 2e-3, 32)),
+    "cifar-vit128x4": Kind("cifar10", _vit(128, 4, 32, 3), Recipe(1200, 1e-3, 32)),
 }
 
 
