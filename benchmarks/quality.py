@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import records
-import torch
 from quality import methods, table, training
+from quality.data import Unavailable
 from quality.tasks import TASKS, Task
 from quality.training import KINDS, Store
 
@@ -30,13 +30,12 @@ def missing(done: set[table.Key], task: str, pair: str, method: str, stages: lis
     return [stage for stage in stages if stage in has and (task, pair, method, stage) not in done]
 
 
-def bench_of(task: Task, seeds: tuple[int, int], store: Store) -> tuple[methods.Bench, list[torch.nn.Module]]:
-    """The parents of a pair as they are fused, and as they are."""
+def bench_of(task: Task, seeds: tuple[int, int], store: Store) -> methods.Bench:
+    """The parents of a pair with their data."""
     parents = [training.parent(kind, seed, store)[0] for kind, seed in zip(task.kinds, seeds, strict=True)]
     spec = KINDS[task.kinds[0]]
     data = training.load_data(spec.data, store.data)
-    models = methods.same_depth(parents, data)
-    return methods.Bench(models, data, spec.metric, batch=spec.recipe.batch), parents
+    return methods.Bench(tuple(parents), data, spec.metric, batch=spec.recipe.batch)
 
 
 def run(options: argparse.Namespace, store: Store) -> None:
@@ -48,9 +47,13 @@ def run(options: argparse.Namespace, store: Store) -> None:
             todo = {m: s for m in options.methods if (s := missing(done, name, pair, m, options.stages))}
             if not todo:
                 continue
-            bench, parents = bench_of(TASKS[name], seeds, store)
+            try:
+                bench = bench_of(TASKS[name], seeds, store)
+            except Unavailable as error:
+                print(f"{name} is left out: {error}", file=sys.stderr)
+                break
             for method, stages in todo.items():
-                found = methods.cells(method, bench, stages, parents)
+                found = methods.cells(method, bench, stages)
                 for stage in stages:
                     record = {"task": name, "pair": pair, "method": method, "stage": stage, "metric": bench.metric}
                     write(options.records, {**record, "seeds": seeds, **found[stage], **records.context()})
@@ -106,7 +109,10 @@ def main(arguments: list[str] | None = None) -> None:
         wanted = {(kind, seed): None for name in options.tasks for pair in TASKS[name].pairs[: options.pairs]
                   for kind, seed in zip(TASKS[name].kinds, pair, strict=True)}  # fmt: skip
         for kind, seed in wanted:
-            training.parent(kind, seed, store)
+            try:
+                training.parent(kind, seed, store)
+            except Unavailable as error:
+                print(f"{kind} is left out: {error}", file=sys.stderr)
         return
     if not options.table:
         run(options, store)

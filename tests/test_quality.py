@@ -35,7 +35,7 @@ def small(width: int) -> Kind:
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """One small task, and one whose parents differ in width."""
-    monkeypatch.setitem(data.LOADERS, "clouds", clouds)
+    monkeypatch.setitem(training.LOADERS, "clouds", clouds)
     monkeypatch.setitem(training.KINDS, "small", small(16))
     monkeypatch.setitem(training.KINDS, "narrow", small(8))
     monkeypatch.setitem(tasks.TASKS, "clouds", tasks.Task("clouds", ("small", "small")))
@@ -62,11 +62,10 @@ def measured(entry, folder: Path, *options: str) -> list[dict]:
 
 
 def test_every_cell_leaves_a_record_and_stands_in_a_table(entry, tmp_path: Path, capsys) -> None:
-    records = measured(entry, tmp_path, "--tasks", "clouds")
+    records = measured(entry, tmp_path, "--tasks", "clouds", "--methods", "parents,ensemble,plain,weights")
     cells = {(r["method"], r["stage"]): r for r in records}
     assert len(cells) == len(records)
-    fusing = [m for m in methods.METHODS if m not in ("parents", "ensemble")]
-    wanted = {(m, s) for m in fusing for s in methods.STAGES} | {("parents", "oneshot"), ("parents", "tuned")}
+    wanted = {(m, s) for m in ("plain", "weights") for s in methods.STAGES} | {("parents", "oneshot"), ("parents", "tuned")}
     assert set(cells) == wanted | {("ensemble", "oneshot")}
     assert all(("test" in r) != ("skipped" in r) for r in records)
     assert all({"task", "pair", "seeds", "commit", "torch", "time"} <= set(r) for r in records)
@@ -132,5 +131,5 @@ def test_a_word_that_the_vocabulary_lacks_is_spelt() -> None:
 
 
 def test_a_file_that_is_nowhere_is_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"no file data\.noun; put it there"):
+    with pytest.raises(data.Unavailable, match=r"no file data\.noun; put it there"):
         data.found(tmp_path, data.NOUN)

@@ -56,6 +56,10 @@ class Data:
     vocabulary: int = 0
 
 
+class Unavailable(Exception):
+    """Data that is not there and cannot be had; the message says what to do."""
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a file comes from: its names (the first is the one downloaded), and its address."""
@@ -69,7 +73,7 @@ def found(folder: Path, source: Source) -> Path:
 
     Raises
     ------
-    SystemExit
+    Unavailable
         It is not there and cannot be downloaded.
     """
     for name in source.names:
@@ -78,13 +82,13 @@ def found(folder: Path, source: Source) -> Path:
             return there[0]
     target, wanted = folder / source.names[0], " or ".join(source.names)
     if source.url is None:
-        raise SystemExit(f"{folder}: no file {wanted}; put it there or give another folder by --data")
+        raise Unavailable(f"{folder}: no file {wanted}; put it there or give another folder by --data")
     folder.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(target.suffix + ".part")
     try:
         urllib.request.urlretrieve(source.url, partial)
     except OSError as error:
-        raise SystemExit(
+        raise Unavailable(
             f"{folder}: no file {wanted}, and {source.url} gives none ({error}); "
             "put it there or give another folder by --data"
         ) from error

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphfuse.depth import match_depth
+from graphfuse.config import FuseConfig
 from graphfuse.errors import GraphFuseError
 from graphfuse.fuse import FuseResult, fuse
 from graphfuse.roles import ROLES
@@ -27,27 +27,35 @@ POINTS, BARRIER = 11, 1000
 BARE = {"least_squares": False, "batch_norm": True}
 UNALIGNED = {role: {"align": False} for role in ROLES}
 STAGES = ("oneshot", "calibrated", "refined", "tuned", "barrier")
+NO_LABELS = "there are no labels beside these parents"
 Config = dict[str, Any]
+EXTRA: dict[str, Config] = {"oneshot": {"calibrate": BARE}, "calibrated": {}, "refined": {"refine": {"what": "both"}}}
 
 
 @dataclass(frozen=True)
 class Method:
-    """A column of the tables; without ``config`` it is no fusion."""
+    """A column of the tables; of several configs the one that is best on validation data, and without any no fusion."""
 
     title: str
-    config: Config | None = None
+    configs: tuple[Config, ...] = ()
 
+
+UNITS: Config = {"symmetry": "permutation"} if "symmetry" in FuseConfig.model_fields else {}
+"""What is published permutes units."""
 
 METHODS: dict[str, Method] = {
     "parents": Method("parents"),
     "ensemble": Method("ensemble"),
-    "plain": Method("plain average", {"roles": UNALIGNED, "method": "weights"}),
-    "weights": Method("weight matching", {"method": "weights"}),
-    "activations": Method("activation matching", {"method": "activations"}),
-    "flow": Method("flow (the paper's)", {"driver": "flow"}),
-    "default": Method("graphfuse default", {}),
-    "auto": Method("graphfuse auto", {"method": "auto"}),
-}
+    "plain": Method("plain average", ({**UNITS, "roles": UNALIGNED, "method": "weights"},)),
+    "weights": Method("weight matching", ({**UNITS, "method": "weights"},)),
+    "activations": Method("activation matching", ({**UNITS, "method": "activations"},)),
+    "flow": Method("flow (the paper's)", (
+        {**UNITS, "driver": "flow", "method": "activations"},
+        {**UNITS, "driver": "flow", "method": "activations", "solver": "sinkhorn"},
+    )),
+    "default": Method("graphfuse default", ({},)),
+    "auto": Method("graphfuse auto", ({"method": "auto"},)),
+}  # fmt: skip
 
 
 class Skipped(Exception):
@@ -56,19 +64,23 @@ class Skipped(Exception):
 
 @dataclass(frozen=True)
 class Bench:
-    """What is fused and measured: models of one depth (the first is the target), the data, the metric."""
+    """What is fused and measured: the parents (the first is the target), the data, the metric."""
 
     models: tuple[nn.Module, ...]
     data: Data
     metric: str
     samples: int = SAMPLES
     batch: int = 128
-    tuning: Part | None = None
 
     @property
     def unlabelled(self) -> list[Tensor]:
         """All that fusing sees."""
         return list(self.data.train.inputs[: self.samples].split(BATCH))
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there is more to learn from the targets than what the parents say."""
+        return self.metric != "r2"
 
     @property
     def same_shapes(self) -> bool:
@@ -89,28 +101,16 @@ Cell = dict[str, Any]
 """What a record says of a cell besides where it stands: scores, seconds, samples, or ``skipped`` with the reason."""
 
 
-def same_depth(models: Sequence[nn.Module], data: Data) -> tuple[nn.Module, ...]:
-    """The models, those of another depth than the first brought to its depth."""
-    target, inputs = models[0], list(data.train.inputs[:SAMPLES].split(BATCH))
-    names = target.state_dict().keys()
-    return tuple(m if m.state_dict().keys() == names else match_depth(target, m, inputs).model for m in models)
-
-
-def cells(name: str, bench: Bench, stages: Sequence[str], parents: Sequence[nn.Module]) -> dict[str, Cell]:
-    """The cells of a column for one pair: stage -> what was measured.
-
-    ``parents`` are the models before they were brought to one depth; they are what is scored as such.
-    """
+def cells(name: str, bench: Bench, stages: Sequence[str]) -> dict[str, Cell]:
+    """The cells of a column for one pair: stage -> what was measured."""
     if name == "ensemble":
-        return {"oneshot": _ensemble(bench, parents)} if "oneshot" in stages else {}
-    if name == "parents":
-        return _parents(bench, stages, parents)
-    return _fusions(METHODS[name].config or {}, bench, stages)
+        return {"oneshot": _ensemble(bench)} if "oneshot" in stages else {}
+    return _parents(bench, stages) if name == "parents" else _fusions(METHODS[name].configs, bench, stages)
 
 
-def _ensemble(bench: Bench, parents: Sequence[nn.Module]) -> Cell:
+def _ensemble(bench: Bench) -> Cell:
     def mean(part: Part) -> float:
-        outputs = zip(*(training.scores_of(model, part.inputs) for model in parents), strict=True)
+        outputs = zip(*(training.scores_of(model, part.inputs) for model in bench.models), strict=True)
         return training.score_of((torch.stack(scores).mean(0) for scores in outputs), part, bench.metric)
 
     begin = time.perf_counter()
@@ -118,50 +118,60 @@ def _ensemble(bench: Bench, parents: Sequence[nn.Module]) -> Cell:
     return {**found, "seconds": time.perf_counter() - begin, "samples": 0}
 
 
-def _parents(bench: Bench, stages: Sequence[str], parents: Sequence[nn.Module]) -> dict[str, Cell]:
+def _parents(bench: Bench, stages: Sequence[str]) -> dict[str, Cell]:
     found: dict[str, Cell] = {}
     if "oneshot" in stages:
-        found["oneshot"] = {"each": [bench.scores(model) for model in parents], "samples": 0}
-    if "tuned" in stages:
-        found["tuned"] = {"each": [_tuned(bench, model) for model in parents], "samples": 0}
+        found["oneshot"] = {"each": [bench.scores(model) for model in bench.models], "samples": 0}
+    if "tuned" in stages and bench.labelled:
+        found["tuned"] = {"each": [_tuned(bench, model) for model in bench.models], "samples": 0}
     for cell in found.values():
         best = min(cell["each"], key=lambda one: one["val"] if bench.metric == "loss" else -one["val"])
         seconds = sum(one.get("seconds", 0) for one in cell["each"])
         cell |= {"val": best["val"], "test": best["test"], "seconds": seconds}
-    return found
+    return found if bench.labelled else {"tuned": {"skipped": NO_LABELS}, **found}
 
 
-def _fusions(config: Config, bench: Bench, stages: Sequence[str]) -> dict[str, Cell]:
+def _fusions(configs: Sequence[Config], bench: Bench, stages: Sequence[str]) -> dict[str, Cell]:
     found: dict[str, Cell] = {}
     results: dict[str, FuseResult] = {}
-    extra: dict[str, Config] = {
-        "oneshot": {"calibrate": BARE}, "calibrated": {}, "refined": {"refine": {"enabled": True}},
-    }  # fmt: skip
     needed = set(stages) | ({"oneshot"} if "barrier" in stages else set())
     needed |= {"oneshot", "calibrated"} if "tuned" in stages else set()
-    for stage, more in extra.items():
+    for stage in EXTRA:
         if stage in needed:
             try:
-                results[stage], seconds = _fused(bench, {**config, **more})
+                results[stage], found[stage] = _best(bench, [{**config, **EXTRA[stage]} for config in configs])
             except Skipped as reason:
                 found[stage] = {"skipped": str(reason)}
-                continue
-            found[stage] = {**bench.scores(results[stage].model), "seconds": seconds, "samples": bench.samples}
     models = {stage: result.model for stage, result in results.items()}
     later: dict[str, Callable[[], Cell]] = {
         "tuned": lambda: _tuned_best(bench, models, found),
-        "barrier": lambda: _barrier(bench, results["oneshot"]),
+        "barrier": lambda: _barrier(bench, results),
     }
+    refused = next((cell["skipped"] for cell in found.values() if "skipped" in cell), None)
     for stage, measure in later.items():
         if stage in stages:
-            found[stage] = measure() if results else {"skipped": next(iter(found.values()))["skipped"]}
+            reason = refused if not results else None if bench.labelled else NO_LABELS
+            found[stage] = {"skipped": reason} if reason else measure()
     return found
+
+
+def _best(bench: Bench, configs: Sequence[Config]) -> tuple[FuseResult, Cell]:
+    """The fusion, of these configs, that is best on validation data, and its cell; the seconds are of all of them."""
+    seconds, kept = 0.0, None
+    for config in configs:
+        result, took = _fused(bench, config)
+        seconds += took
+        cell = {**bench.scores(result.model), "samples": bench.samples, "config": config}
+        if kept is None or bench.better(cell["val"], kept[1]["val"]):
+            kept = result, cell
+    assert kept is not None
+    return kept[0], {**kept[1], "seconds": seconds}
 
 
 def _fused(bench: Bench, config: Config) -> tuple[FuseResult, float]:
     """A fusion and its seconds; Skipped where graphfuse refuses."""
     if not bench.same_shapes and config.get("roles") == UNALIGNED:
-        raise Skipped("models of different widths have no plain average")
+        raise Skipped("parents of different shapes have no plain average")
     begin = time.perf_counter()
     try:
         result = fuse(bench.models, data=bench.unlabelled, config={"samples": bench.samples, **config})
@@ -183,7 +193,7 @@ def _tuned(bench: Bench, model: nn.Module) -> Cell:
     begin, best, kept = time.perf_counter(), None, None
     for rate in RATES:
         recipe = training.Recipe(STEPS, rate, bench.batch)
-        tuned = training.optimise(copy.deepcopy(model), bench.tuning or bench.data.train, recipe, TUNING_SEED)
+        tuned = training.optimise(copy.deepcopy(model), bench.data.train, recipe, TUNING_SEED)
         val = training.score(tuned, bench.data.val, bench.metric)
         if best is None or bench.better(val, best["val"]):
             best, kept = {"val": val, "rate": rate}, tuned
@@ -193,10 +203,15 @@ def _tuned(bench: Bench, model: nn.Module) -> Cell:
 
 
 @torch.no_grad()
-def _barrier(bench: Bench, result: FuseResult) -> Cell:
+def _barrier(bench: Bench, results: Mapping[str, FuseResult]) -> Cell:
     """The largest rise of the loss above the straight line between its ends, from the first to the aligned second."""
+    if "oneshot" not in results:
+        return {"skipped": "there is no one-shot fusion"}
     target, part = bench.models[0], bench.data.test.take(slice(BARRIER))
-    ends = [result.alignment.apply(model.state_dict(), k) for k, model in enumerate(bench.models[:2])]
+    try:
+        ends = [results["oneshot"].alignment.apply(m.state_dict(), k) for k, m in enumerate(bench.models[:2])]
+    except GraphFuseError as error:
+        return {"skipped": str(error).splitlines()[0]}
     begin, losses = time.perf_counter(), []
     for i in range(POINTS):
         point = copy.deepcopy(target)
@@ -204,9 +219,7 @@ def _barrier(bench: Bench, result: FuseResult) -> Cell:
             name: torch.lerp(value, ends[1][name], i / (POINTS - 1)) if value.is_floating_point() else value
             for name, value in ends[0].items()
         })  # fmt: skip
-        if 0 < i < POINTS - 1:
-            reestimate(point, bench.unlabelled)
-        losses.append(training.score(point, part, "loss"))
+        losses.append(training.score(reestimate(point, bench.unlabelled), part, "loss"))
     line = torch.linspace(losses[0], losses[-1], POINTS)
     barrier = (torch.tensor(losses) - line).max().item()
     return {"test": barrier, "losses": losses, "seconds": time.perf_counter() - begin, "samples": bench.samples}

@@ -42,7 +42,7 @@ def brief(records: Sequence[Record]) -> str:
 
 
 def _stages(cells: Mapping[Key, Record], task: str, method: str) -> str:
-    if METHODS[method].config is None:
+    if not METHODS[method].configs:
         return _cell(_of(cells, task, method, "oneshot"))
     return " / ".join(_cell(_of(cells, task, method, stage)) for stage in ("oneshot", "calibrated", "refined"))
 
@@ -85,7 +85,7 @@ def _costs(cells: Mapping[Key, Record]) -> list[list[str]]:
     for method, about in METHODS.items():
         for stage in ("oneshot", "calibrated", "refined"):
             found = [r for key, r in cells.items() if key[2:] == (method, stage) and "test" in r]
-            if found and about.config is not None:
+            if found and about.configs:
                 seconds, samples = mean(r["seconds"] for r in found), max(r["samples"] for r in found)
                 rows.append([about.title, stage, f"{seconds:.1f}", str(samples)])
     return rows

@@ -34,5 +34,6 @@ TASKS: dict[str, Task] = {
     "mlp-wide": Task("MLP 512 <- 128", ("mlp512", "mlp128")),
     "vit-narrow": Task("ViT 64 <- 128", ("vit64x4", "vit128x4")),
     "vit-wide": Task("ViT 128 <- 64", ("vit128x4", "vit64x4")),
+    "admet": Task("admet-ai regressors (R2, %)", ("admet", "admet"), ((0, 1), (1, 2), (2, 3))),
     "vit-shallow": Task("ViT x4 <- x6", ("vit128x4", "vit128x6")),
 }

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
-from quality import data, models
+from quality import data, models, molecules
 from quality.data import Data, Part
 
 
@@ -39,16 +39,22 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of network: its data, how it is built and trained, and which of two skewed shards it sees (-1: all)."""
+    """A kind of network: its data, how it is built and trained, and which of two skewed shards it sees (-1: all).
+
+    Of parents that others have ``published``, that gives the network of a folder and a number, and nothing is trained.
+    """
 
     data: str
     build: Callable[[Data], nn.Module]
     recipe: Recipe
     shard: int = -1
+    published: Callable[[Path, int], nn.Module] | None = None
 
     @property
-    def metric(self) -> Literal["accuracy", "loss"]:
-        """What is measured: accuracy in percent, or the mean loss of the next token."""
+    def metric(self) -> Literal["accuracy", "loss", "r2"]:
+        """Accuracy in percent, mean loss of the next token, or explained share of the targets' variance in percent."""
+        if self.published:
+            return "r2"
         return "loss" if self.data == "text" else "accuracy"
 
 
@@ -75,6 +81,7 @@ KINDS: dict[str, Kind] = {
     "bert128x2": Kind("glosses", lambda d: models.Bert(d.vocabulary, data.GLOSS, 41, 128, 2), Recipe(800, 1e-3, 64)),
     "vit128x6": Kind("fashion", _vit(128, 6), Recipe(1500, 2e-3, 32)),
     "cifar-vit128x4": Kind("cifar10", _vit(128, 4, 32, 3), Recipe(1200, 1e-3, 32)),
+    "admet": Kind("molecules", lambda _: molecules.MessagePassing(), Recipe(0, 0), published=molecules.published),
 }
 
 
@@ -95,10 +102,13 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "graphfuse" / "quality"
 
 
+LOADERS = {**data.LOADERS, "molecules": molecules.molecules}
+
+
 @functools.cache
 def load_data(name: str, folder: Path) -> Data:
     """A data set by name, read once."""
-    return data.LOADERS[name](folder)
+    return LOADERS[name](folder)
 
 
 @contextmanager
@@ -139,6 +149,10 @@ def score(model: nn.Module, part: Part, metric: str) -> float:
 
 def score_of(batches: Iterable[Tensor], part: Part, metric: str) -> float:
     """The same from outputs that come in batches."""
+    if metric == "r2":
+        errors = (torch.cat(list(batches)) - part.targets).square().sum(dim=0)
+        spread = (part.targets - part.targets.mean(dim=0)).square().sum(dim=0)
+        return 100 * (1 - errors / spread).mean().item()
     total, seen = 0.0, 0
     for scores in batches:
         targets = part.targets[seen : seen + len(scores)]
@@ -195,6 +209,8 @@ def parent(kind: str, seed: int, store: Store) -> tuple[nn.Module, dict[str, Any
     """A trained network and what is known of it: from the cache where its recipe is the same, else trained now."""
     spec, path = KINDS[kind], store.path(kind, seed)
     everything = load_data(spec.data, store.data)
+    if spec.published:
+        return spec.published(store.data, seed), {"kind": kind, "seed": seed}
     model = build(kind, seed, everything)
     about = path.with_suffix(".json")
     if path.exists() and about.exists():
