@@ -135,7 +135,7 @@ def _fusions(configs: Sequence[Config], bench: Bench, stages: Sequence[str]) -> 
     found: dict[str, Cell] = {}
     results: dict[str, FuseResult] = {}
     needed = set(stages) | ({"oneshot"} if "barrier" in stages else set())
-    needed |= {"oneshot", "calibrated"} if "tuned" in stages else set()
+    needed |= set(EXTRA) if "tuned" in stages else set()
     for stage in EXTRA:
         if stage in needed:
             try:
@@ -156,15 +156,23 @@ def _fusions(configs: Sequence[Config], bench: Bench, stages: Sequence[str]) -> 
 
 
 def _best(bench: Bench, configs: Sequence[Config]) -> tuple[FuseResult, Cell]:
-    """The fusion, of these configs, that is best on validation data, and its cell; the seconds are of all of them."""
-    seconds, kept = 0.0, None
+    """The fusion, of these configs, that is best on validation data, and its cell; the seconds are of all of them.
+
+    Skipped where graphfuse refuses them all.
+    """
+    seconds, kept, refused = 0.0, None, Skipped("there is no config")
     for config in configs:
-        result, took = _fused(bench, config)
+        try:
+            result, took = _fused(bench, config)
+        except Skipped as reason:
+            refused = reason
+            continue
         seconds += took
         cell = {**bench.scores(result.model), "samples": bench.samples, "config": config}
         if kept is None or bench.better(cell["val"], kept[1]["val"]):
             kept = result, cell
-    assert kept is not None
+    if kept is None:
+        raise refused
     return kept[0], {**kept[1], "seconds": seconds}
 
 
