@@ -211,7 +211,8 @@ def parent(kind: str, seed: int, store: Store) -> tuple[nn.Module, dict[str, Any
     everything = load_data(spec.data, store.data)
     if spec.published:
         return spec.published(store.data, seed), {"kind": kind, "seed": seed}
-    model = build(kind, seed, everything)
+    own = seed + 1000 * max(spec.shard, 0)  # parents of two shards of one split begin apart
+    model = build(kind, own, everything)
     about = path.with_suffix(".json")
     if path.exists() and about.exists():
         known = json.loads(about.read_text())
@@ -222,7 +223,7 @@ def parent(kind: str, seed: int, store: Store) -> tuple[nn.Module, dict[str, Any
         begin = time.perf_counter()
         if spec.recipe.optimiser == "sgd":
             model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        optimise(model, seen_by(kind, seed, everything), spec.recipe, seed)
+        optimise(model, seen_by(kind, seed, everything), spec.recipe, own)
         seconds = time.perf_counter() - begin
         model = model.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
         known = {
