@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphfuse.config import FuseConfig
 from graphfuse.errors import GraphFuseError
 from graphfuse.fuse import FuseResult, fuse
 from graphfuse.roles import ROLES
@@ -34,13 +33,22 @@ EXTRA: dict[str, Config] = {"oneshot": {"calibrate": BARE}, "calibrated": {}, "r
 
 @dataclass(frozen=True)
 class Method:
-    """A column of the tables; of several configs the one that is best on validation data, and without any no fusion."""
+    """A column of the tables; of several configs the one that is best on validation data, and without any no fusion.
+
+    A method that is ``whole`` calibrates and refines by itself, and has no stages before that.
+    """
 
     title: str
     configs: tuple[Config, ...] = ()
+    whole: bool = False
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that it has."""
+        return ("refined", "tuned") if self.whole else STAGES
 
 
-UNITS: Config = {"symmetry": "permutation"} if "symmetry" in FuseConfig.model_fields else {}
+UNITS: Config = {"symmetry": "permutation"}
 """What is published permutes units."""
 
 METHODS: dict[str, Method] = {
@@ -54,7 +62,7 @@ METHODS: dict[str, Method] = {
         {**UNITS, "driver": "flow", "method": "activations", "solver": "sinkhorn"},
     )),
     "default": Method("graphfuse default", ({},)),
-    "auto": Method("graphfuse auto", ({"method": "auto"},)),
+    "auto": Method("graphfuse auto", ({"method": "auto"},), whole=True),
 }  # fmt: skip
 
 
@@ -105,7 +113,7 @@ def cells(name: str, bench: Bench, stages: Sequence[str]) -> dict[str, Cell]:
     """The cells of a column for one pair: stage -> what was measured."""
     if name == "ensemble":
         return {"oneshot": _ensemble(bench)} if "oneshot" in stages else {}
-    return _parents(bench, stages) if name == "parents" else _fusions(METHODS[name].configs, bench, stages)
+    return _parents(bench, stages) if name == "parents" else _fusions(METHODS[name], bench, stages)
 
 
 def _ensemble(bench: Bench) -> Cell:
@@ -131,15 +139,16 @@ def _parents(bench: Bench, stages: Sequence[str]) -> dict[str, Cell]:
     return found if bench.labelled else {"tuned": {"skipped": NO_LABELS}, **found}
 
 
-def _fusions(configs: Sequence[Config], bench: Bench, stages: Sequence[str]) -> dict[str, Cell]:
+def _fusions(method: Method, bench: Bench, stages: Sequence[str]) -> dict[str, Cell]:
     found: dict[str, Cell] = {}
     results: dict[str, FuseResult] = {}
     needed = set(stages) | ({"oneshot"} if "barrier" in stages else set())
     needed |= set(EXTRA) if "tuned" in stages else set()
-    for stage in EXTRA:
+    extra = {"refined": Config()} if method.whole else EXTRA
+    for stage, more in extra.items():
         if stage in needed:
             try:
-                results[stage], found[stage] = _best(bench, [{**config, **EXTRA[stage]} for config in configs])
+                results[stage], found[stage] = _best(bench, [{**config, **more} for config in method.configs])
             except Skipped as reason:
                 found[stage] = {"skipped": str(reason)}
     models = {stage: result.model for stage, result in results.items()}
