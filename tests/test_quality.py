@@ -41,6 +41,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tasks.TASKS, "clouds", tasks.Task("clouds", ("small", "small")))
     monkeypatch.setitem(tasks.TASKS, "widths", tasks.Task("narrow <- small", ("narrow", "small")))
     monkeypatch.setattr(methods, "STEPS", 5)
+    monkeypatch.setitem(methods.EXTRA, "refined", {"refine": {"what": "both", "steps": 3}})
 
 
 @pytest.fixture
