@@ -99,7 +99,7 @@ class _Labeller:
             op = _op_name(node)
             self.algebra.site = Reason("", op, node.name, site.module, site.source)
             self.values[node] = self._value(node)
-        for name in self.captured.outputs:
+        for name in self.captured.kept:
             self._protect(name)
         self._settle()
         named = {node.name: value for node, value in self.values.items()}

@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphfuse.capture import state_of
 from graphfuse.errors import VerifyError
-from graphfuse.groups import Elements, sample_elements, transformed
+from graphfuse.groups import Elements, is_sampled, sample_elements, transformed
+from graphfuse.outputs import is_wanted, output_names
 from graphfuse.permutations import Permutations, permuted, sample
 from graphfuse.symmetry import Axis, SymmetryGraph
 
@@ -100,6 +101,8 @@ def verify(
     check = _Check(graph, seed)
     if not check.repeatable:
         return Verification(float("nan"), check.tolerance, 0, len(graph.axes), 0.0, False, notes=check.notes)
+    if classes:
+        check.notes += _unsampled(graph)
     worst, blamed = 0.0, ()
     for trial in range(trials):
         maps = sample(graph, check.generator)
@@ -113,6 +116,11 @@ def verify(
             progress(trial + 1, trials)
     sensitivity = check.sensitivity(sample(graph, check.generator))
     return Verification(worst, check.tolerance, trials, len(graph.axes), sensitivity, True, blamed, check.notes)
+
+
+def _unsampled(graph: SymmetryGraph) -> tuple[str, ...]:
+    names = [axis.name for axis in graph.axes if not is_sampled(graph, axis)]
+    return (f"too large for matrices, checked by scales and signs: {', '.join(names)}",) if names else ()
 
 
 class _Check:
@@ -168,7 +176,11 @@ class _Check:
                 result = torch.func.functional_call(self.model, given, self.args, dict(self.kwargs))
         except Exception as error:
             raise VerifyError(f"the model does not run with random weights: {type(error).__name__}: {error}") from error
-        return [t.detach().double() for t in pytree.tree_leaves(result) if isinstance(t, Tensor) and not t.is_complex()]
+        leaves, spec = pytree.tree_flatten(result)
+        kept = [
+            t for t, name in zip(leaves, output_names(spec), strict=True) if is_wanted(name, self.graph.captured.wanted)
+        ]
+        return [t.detach().double() for t in kept if isinstance(t, Tensor) and not t.is_complex()]
 
     def change(self, state: Mapping[str, Tensor], seed: int = 0) -> float:
         """Largest change of an output under another state, relative to the largest output; inf where shapes differ."""

@@ -387,3 +387,31 @@ def test_experts_stay_where_rows_in_their_order_meet_a_parameter() -> None:
     narrow = torch.bfloat16
     graph = check(model.to(narrow), rows(count=6).to(narrow), expect={(8, ()): 1, (16, ()): 1})
     assert any("by position" in str(reason) for axis in graph.fixed for reason in axis.reasons)
+
+
+# -------------------------------------------------------------------- writing through masks
+
+
+@pytest.mark.parametrize("how", ["masked_scatter", "index_put", "value"])
+def test_rows_written_through_a_mask_share_the_axis_of_the_rows_that_they_replace(how: str) -> None:
+    def forward(s: Net, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+        h, new = s.a(x), s.b(y)
+        if how == "masked_scatter":
+            h = h.masked_scatter(mask.unsqueeze(-1).expand_as(h), new)
+        else:
+            h = h.clone()
+            h[mask] = new.mean(0) if how == "value" else new[:3]
+        return s.out(torch.relu(h))
+
+    mask = torch.tensor([[False, True, False, True], [True, False, False, False]])
+    model = Net(forward, a=nn.Linear(5, 9), b=nn.Linear(6, 9), out=nn.Linear(9, 2))
+    check(model, torch.randn(2, 4, 5), torch.randn(3, 6), mask, expect={(9, ()): 1})
+
+
+def test_elements_written_through_a_mask_one_by_one_are_fixed() -> None:
+    def forward(s: Net, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+        return s.out(torch.relu(s.a(x).masked_scatter(mask, s.b(y))))
+
+    mask = torch.rand(4, 9) > 0.5
+    model = Net(forward, a=nn.Linear(5, 9), b=nn.Linear(6, 9), out=nn.Linear(9, 2))
+    check(model, torch.randn(4, 5), torch.randn(4, 6), mask, expect={})
