@@ -82,7 +82,7 @@ def transformed(
 
 def apply(tensor: Tensor, label: TensorLabel, elements: Mapping[int, Element]) -> Tensor:
     """One tensor with the elements applied along its dims, block by block; gains stay."""
-    if tensor.numel() == 0 or not label.dims or not tensor.is_floating_point():
+    if tensor.numel() == 0 or not label.dims or not (tensor.is_floating_point() or tensor.is_complex()):
         return tensor
     result, own = tensor.clone(), sizes(label.dims)
     for cell in cells((result,), label.dims, (own,)):

@@ -12,6 +12,7 @@ import operator
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor, fx
@@ -27,7 +28,7 @@ from graphfuse.rulebook.op import Label, Op, Rule, Shape
 Value = Label | list[Label | None] | None
 """What labelling knows of one node: a label, one for each of several outputs, or nothing (no tensor)."""
 
-UNKNOWN_SIZE = 1_000_003  # stands for a size that depends on data; odd, so that it never splits evenly
+UNKNOWN_SIZE = 1_000_003  # least stand-in for a size that depends on data; odd, so that it never splits evenly
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ class _Labeller:
             whole, index = self.values[node.args[0]], node.args[1]  # pyright: ignore[reportArgumentType]
             return whole[index] if isinstance(whole, list) and isinstance(index, int) else None
         if not isinstance(node.target, OpOverload):
-            return self._unknown(node, "not an ATen op") if isinstance(node.meta.get("val"), Tensor) else None
+            return self._unknown(node, "not an ATen op") if any(s is not None for s in _shapes(node)) else None
         if not any(shape is not None for shape in _shapes(node)):
             self._read_as_number(node)
             return None
@@ -330,15 +331,13 @@ def _shapes(node: fx.Node) -> tuple[Shape | None, ...]:
 
 
 def _size(size: Any) -> int:
-    """A size as an int; one that depends on data gets a number of its own, equal for equal symbols."""
+    """A size as an int; where it depends on data, each symbol gets a number of its own, and sums of them add up."""
     if isinstance(size, int):
         return size
-    try:
-        if size.node.has_hint():
-            return int(size.node.hint)
-    except Exception:
-        pass
-    return UNKNOWN_SIZE + 2 * sum(ord(c) << (i % 16) for i, c in enumerate(str(size)))
+    if size.node.has_hint():
+        return int(size.node.hint)
+    term = size.node.expr
+    return int(term.subs({symbol: UNKNOWN_SIZE + 2 * crc32(str(symbol).encode()) for symbol in term.free_symbols}))
 
 
 def _is_mask(value: Any) -> bool:

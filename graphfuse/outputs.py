@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 from torch.utils import _pytree as pytree
 
@@ -28,7 +29,7 @@ def _paths(spec: pytree.TreeSpec, path: tuple[str, ...]) -> Iterator[tuple[str, 
         yield from _paths(child, (*path, key))
 
 
-def _keys(context: object, count: int) -> Sequence[str]:
+def _keys(context: Any, count: int) -> list[str]:
     """The keys of a dict or of a library's own kind of result, the fields of a named tuple, else numbers."""
     names = getattr(context, "_fields", context)
     keyed = isinstance(names, list | tuple) and len(names) == count and all(isinstance(name, str) for name in names)

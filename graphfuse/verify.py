@@ -147,7 +147,7 @@ class _Check:
         graph = self.graph
         model = copy.deepcopy(graph.model).cpu().eval()
         args, kwargs = _to((graph.args, dict(graph.kwargs)), None)
-        wide = copy.deepcopy(model).double()
+        wide = copy.deepcopy(model).double()._apply(lambda t: t.cdouble() if t.is_complex() else t)
         try:
             with torch.no_grad(), _widened():
                 wide(*(pair := _to((args, kwargs), torch.float64))[0], **pair[1])
@@ -222,6 +222,8 @@ def randomised(tensor: Tensor, generator: torch.Generator, positive: bool = Fals
 
     ``positive`` is for variances.
     """
+    if tensor.is_complex():
+        return torch.view_as_complex(randomised(torch.view_as_real(tensor), generator))
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return tensor
     noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.dtype)
@@ -238,6 +240,8 @@ def randomised(tensor: Tensor, generator: torch.Generator, positive: bool = Fals
 
 class _Wide(TorchDispatchMode):
     """Ops that a model asks to compute in a narrower floating type compute in float64."""
+
+    supports_higher_order_operators = True  # control flow in sub-graphs, which computes as its operands are
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = {
@@ -273,6 +277,8 @@ def _to(tree: Any, dtype: torch.dtype | None) -> Any:
         if not isinstance(value, Tensor):
             return value
         value = value.detach().cpu()
-        return value.to(dtype) if dtype is not None and value.is_floating_point() else value
+        if dtype is None or not (value.is_floating_point() or value.is_complex()):
+            return value
+        return value.to(dtype.to_complex() if value.is_complex() else dtype)
 
     return pytree.tree_map(move, tree)

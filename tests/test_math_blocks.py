@@ -415,3 +415,37 @@ def test_elements_written_through_a_mask_one_by_one_are_fixed() -> None:
     mask = torch.rand(4, 9) > 0.5
     model = Net(forward, a=nn.Linear(5, 9), b=nn.Linear(6, 9), out=nn.Linear(9, 2))
     check(model, torch.randn(4, 5), torch.randn(4, 6), mask, expect={})
+
+
+# -------------------------------------------------------------------- constants that repeat themselves
+
+
+@pytest.mark.parametrize("order", ["in runs", "as a whole", "not at all"])
+def test_units_that_a_constant_mask_does_not_tell_apart_are_free(order: str) -> None:
+    groups = {"in runs": torch.arange(4).repeat_interleave(3), "as a whole": torch.arange(4).repeat(3),
+              "not at all": torch.tensor([0, 1, 2, 3, 0, 2, 1, 3, 3, 2, 0, 1])}[order]  # fmt: skip
+
+    def forward(s: Net, x: Tensor) -> Tensor:
+        h = torch.relu(F.linear(x, s.w1 * (groups[:, None] >= torch.arange(5)), s.b))
+        return F.linear(h, s.w2 * (torch.arange(5)[:, None] > groups))
+
+    model = Net(forward, w1=weight(12, 5), b=weight(12), w2=weight(5, 12))
+    check(model, rows(), expect={} if order == "not at all" else {(3, ()): 1})
+
+
+# -------------------------------------------------------------------- sizes that depend on data
+
+
+def test_blocks_of_sizes_that_depend_on_data_are_joined_again() -> None:
+    def forward(s: Net, x: Tensor) -> Tensor:
+        h = s.inp(x)
+        chosen = s.router(h).argmax(-1)
+        counts = F.one_hot(chosen, 3).sum(0).tolist()
+        order = chosen.argsort()
+        parts = h[order].split(counts)
+        done = torch.cat([expert(part) for expert, part in zip(s.experts, parts, strict=True)])
+        return s.out(torch.zeros_like(h).index_add(0, order, done))
+
+    experts = nn.ModuleList(nn.Sequential(nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 9)) for _ in range(3))
+    model = Net(forward, inp=nn.Linear(5, 9), router=nn.Linear(9, 3), experts=experts, out=nn.Linear(9, 2))
+    check(model, rows(count=6), expect={(9, ()): 2, (7, ()): 3}, sensitivity=0.0)

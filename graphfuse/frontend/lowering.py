@@ -14,6 +14,7 @@ from torch.export import ExportedProgram, default_decompositions
 from torch.export.graph_signature import OutputKind
 from torch.utils import _pytree as pytree
 
+from graphfuse.frontend.inlining import inline
 from graphfuse.frontend.tracing import headline
 
 Kind = Literal["parameter", "buffer", "constant", "user"]
@@ -67,6 +68,7 @@ def lower(exported: ExportedProgram, decompose: Decompose) -> tuple[ExportedProg
             notes.append(f"not decomposed: {', '.join(sorted(map(str, found)))} ({headline(error)})")
     lowered = lowered or exported
     _restore_sites(exported, lowered)
+    inline(lowered.graph_module)
     return lowered, tuple(notes)
 
 
