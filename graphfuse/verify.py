@@ -154,6 +154,7 @@ class _Check:
             self.widened = True
             return wide, *pair
         except Exception as error:
+            torch.compiler.reset()  # what is compiled where it runs remembers that it failed
             self.notes += (f"run in its own precision, not float64: {type(error).__name__}: {error}",)
             self.tolerance = 1e-3
             return model, args, kwargs
