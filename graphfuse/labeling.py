@@ -21,7 +21,7 @@ from torch._ops import OpOverload
 from graphfuse.algebra import Algebra, Held, Reason
 from graphfuse.axes import Layout, Leaf, SymmetryClass
 from graphfuse.capture import Captured
-from graphfuse.constants import Constants, constant_label
+from graphfuse.constants import Constants, constant_label, makes_constants
 from graphfuse.rulebook import RuleBook
 from graphfuse.rulebook.op import Label, Op, Rule, Shape
 
@@ -129,7 +129,21 @@ class _Labeller:
             if isinstance(operand, Label) and operand.points is None:
                 return replace(operand, value=None, squared=True)
         rule = self.rules.lookup(node.target)
+        if rule is None and makes_constants(node.target):
+            return self._made(node)
         return self._unknown(node, "no rule") if rule is None else self._apply(node, node.target, rule)
+
+    def _made(self, node: fx.Node) -> Value:
+        """Made of no tensor, but not known: of random values, or of a size that depends on data."""
+        equal = str(node.target).split(".")[1] in ("zeros", "ones", "full", "empty")
+        found = [
+            self.algebra.fresh(shape, None if equal else "constant") for shape in _shapes(node) if shape is not None
+        ]
+        for dims in found:
+            self.algebra.meet(tuple(factor for dim in dims for factor in dim), SymmetryClass.PERMUTATION)
+        uniform = [self.algebra.layout_leaves(dims) if equal else frozenset[Leaf]() for dims in found]
+        labels: list[Label | None] = [Label(dims, uniform=same) for dims, same in zip(found, uniform, strict=True)]
+        return labels if isinstance(node.meta["val"], list | tuple) else labels[0]
 
     def _placeholder(self, node: fx.Node) -> Value:
         shape = _shapes(node)[0]

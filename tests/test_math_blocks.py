@@ -449,3 +449,13 @@ def test_blocks_of_sizes_that_depend_on_data_are_joined_again() -> None:
     experts = nn.ModuleList(nn.Sequential(nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 9)) for _ in range(3))
     model = Net(forward, inp=nn.Linear(5, 9), router=nn.Linear(9, 3), experts=experts, out=nn.Linear(9, 2))
     check(model, rows(count=6), expect={(9, ()): 2, (7, ()): 3}, sensitivity=0.0)
+
+
+def test_zeros_of_a_size_that_depends_on_data_and_random_numbers_need_no_rule() -> None:
+    def forward(s: Net, x: Tensor) -> Tensor:
+        rows = s.inp(x)[x[:, 0] > 0]
+        summed = torch.zeros(rows.shape[0], 9).index_add(0, torch.arange(rows.shape[0]), rows)
+        return s.out(torch.relu(summed)).sum(0) + 0 * torch.randn(2)
+
+    graph = check(Net(forward, inp=nn.Linear(5, 9), out=nn.Linear(9, 2)), rows(), expect={(9, ()): 1})
+    assert graph.captured.method == "export"

@@ -27,7 +27,7 @@ def traced(
     rules: list[str] | None,
     device: str,
     seed: int,
-    outputs: list[str] | None,
+    outputs: list[str] | None = None,
 ) -> tuple[SymmetryGraph, LoadedModel]:
     torch.manual_seed(seed)
     place = device_of(device)

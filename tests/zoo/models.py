@@ -162,6 +162,8 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any], str, int | None, float]] = {
     "mixtral": ("CausalLM", MIXED, "ids", 11, 0.99),
     "qwen3_moe": ("CausalLM", dict(MIXED, head_dim=8), "ids", 11, 0.99),
     "gpt_oss": ("CausalLM", dict(MIXED, head_dim=8, sliding_window=4), "ids", 11, 0.99),
+    # rows split by counts that depend on data: both attention and MLP have experts
+    "jetmoe": ("CausalLM", dict(GROUPED, kv_channels=8, num_local_experts=4, num_experts_per_tok=2), "ids", 13, 0.99),
     "mamba": ("CausalLM", dict(hidden_size=32, num_hidden_layers=2, state_size=4, vocab_size=99, use_cache=False),
               "ids", 7, 0.99),
     "t5": ("Seq2SeqLM", T5, "pair", 20, 0.99),
