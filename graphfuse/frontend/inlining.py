@@ -25,8 +25,11 @@ def inline(graph_module: fx.GraphModule) -> None:
         for operand in node.args:
             if isinstance(operand, fx.Node) and operand.op == "get_attr":
                 inline(getattr(graph_module, str(operand.target)))
-        with graph.inserting_before(node):
-            results = expand(_Writer(graph_module, node), *node.args)
+        try:
+            with graph.inserting_before(node):
+                results = expand(_Writer(graph_module, node), *node.args)
+        except Exception:  # a choice by a number, a size that depends on data: the node stays opaque, which is sound
+            continue
         for user in list(node.users):  # an op of several results is read by index only
             user.replace_all_uses_with(results[user.args[1]])
             graph.erase_node(user)
