@@ -166,7 +166,7 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any], str, int | None, float]] = {
     "jetmoe": ("CausalLM", dict(GROUPED, kv_channels=8, num_local_experts=4, num_experts_per_tok=2), "ids", 13, 0.99),
     "mamba": ("CausalLM", dict(hidden_size=32, num_hidden_layers=2, state_size=4, vocab_size=99, use_cache=False),
               "ids", 7, 0.99),
-    "t5": ("Seq2SeqLM", T5, "pair", 20, 0.99),
+    "t5": ("Seq2SeqLM", T5, "pair", 21, 0.99),
     "bart": ("Seq2SeqLM", BART, "pair", 12, 0.99),
     "marian": ("Seq2SeqLM", dict(BART, decoder_vocab_size=99), "pair", 12, 0.99),
     "vit": ("ImageClassification", PICTURE, "pixels", 9, 0.99),
