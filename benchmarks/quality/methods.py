@@ -28,7 +28,10 @@ UNALIGNED = {role: {"align": False} for role in ROLES}
 STAGES = ("oneshot", "calibrated", "refined", "tuned", "barrier")
 NO_LABELS = "there are no labels beside these parents"
 Config = dict[str, Any]
-EXTRA: dict[str, Config] = {"oneshot": {"calibrate": BARE}, "calibrated": {}, "refined": {"refine": {"what": "both"}}}
+REFINE = 2048
+"""Inputs that refinement may see; one shot and calibration see SAMPLES."""
+FUSED = ("oneshot", "calibrated", "refined")
+"""Stages that come of one call of ``fuse`` each."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ METHODS: dict[str, Method] = {
         {**UNITS, "driver": "flow", "method": "activations", "solver": "sinkhorn"},
     )),
     "default": Method("graphfuse default", ({},)),
-    "auto": Method("graphfuse auto", ({"method": "auto"},), whole=True),
+    "auto": Method("graphfuse auto", ({"method": "auto", "samples": REFINE},), whole=True),
 }  # fmt: skip
 
 
@@ -80,10 +83,9 @@ class Bench:
     samples: int = SAMPLES
     batch: int = 128
 
-    @property
-    def unlabelled(self) -> list[Tensor]:
-        """All that fusing sees."""
-        return list(self.data.train.inputs[: self.samples].split(BATCH))
+    def unlabelled(self, samples: int | None = None) -> list[Tensor]:
+        """All that fusing sees, by default ``samples`` inputs."""
+        return list(self.data.train.inputs[: samples or self.samples].split(BATCH))
 
     @property
     def labelled(self) -> bool:
@@ -143,10 +145,10 @@ def _fusions(method: Method, bench: Bench, stages: Sequence[str]) -> dict[str, C
     found: dict[str, Cell] = {}
     results: dict[str, FuseResult] = {}
     needed = set(stages) | ({"oneshot"} if "barrier" in stages else set())
-    needed |= set(EXTRA) if "tuned" in stages else set()
-    extra = {"refined": Config()} if method.whole else EXTRA
-    for stage, more in extra.items():
+    needed |= set(FUSED) if "tuned" in stages else set()
+    for stage in (stage for stage in FUSED if stage in method.stages):
         if stage in needed:
+            more = Config() if method.whole else _extra(stage, bench)
             try:
                 results[stage], found[stage] = _best(bench, [{**config, **more} for config in method.configs])
             except Skipped as reason:
@@ -164,6 +166,13 @@ def _fusions(method: Method, bench: Bench, stages: Sequence[str]) -> dict[str, C
     return found
 
 
+def _extra(stage: str, bench: Bench) -> Config:
+    """What a stage adds to the config of a method; targets of labelled data are classes, so outputs are logits."""
+    loss = "divergence" if bench.labelled else "squared"
+    extra: dict[str, Config] = {"oneshot": {"calibrate": BARE}, "calibrated": {}}
+    return extra.get(stage, {"samples": REFINE, "refine": {"what": "weights", "loss": loss}})
+
+
 def _best(bench: Bench, configs: Sequence[Config]) -> tuple[FuseResult, Cell]:
     """The fusion, of these configs, that is best on validation data, and its cell; the seconds are of all of them.
 
@@ -177,7 +186,7 @@ def _best(bench: Bench, configs: Sequence[Config]) -> tuple[FuseResult, Cell]:
             refused = reason
             continue
         seconds += took
-        cell = {**bench.scores(result.model), "samples": bench.samples, "config": config}
+        cell = {**bench.scores(result.model), "samples": config.get("samples", bench.samples), "config": config}
         if kept is None or bench.better(cell["val"], kept[1]["val"]):
             kept = result, cell
     if kept is None:
@@ -191,7 +200,8 @@ def _fused(bench: Bench, config: Config) -> tuple[FuseResult, float]:
         raise Skipped("parents of different shapes have no plain average")
     begin = time.perf_counter()
     try:
-        result = fuse(bench.models, data=bench.unlabelled, config={"samples": bench.samples, **config})
+        given = {"samples": bench.samples, **config}
+        result = fuse(bench.models, data=bench.unlabelled(given["samples"]), config=given)
     except GraphFuseError as error:
         raise Skipped(str(error).splitlines()[0]) from error
     return result, time.perf_counter() - begin
@@ -236,7 +246,7 @@ def _barrier(bench: Bench, results: Mapping[str, FuseResult]) -> Cell:
             name: torch.lerp(value, ends[1][name], i / (POINTS - 1)) if value.is_floating_point() else value
             for name, value in ends[0].items()
         })  # fmt: skip
-        losses.append(training.score(reestimate(point, bench.unlabelled), part, "loss"))
+        losses.append(training.score(reestimate(point, bench.unlabelled()), part, "loss"))
     line = torch.linspace(losses[0], losses[-1], POINTS)
     barrier = (torch.tensor(losses) - line).max().item()
     return {"test": barrier, "losses": losses, "seconds": time.perf_counter() - begin, "samples": bench.samples}
