@@ -57,7 +57,8 @@ class Captured:
     ``inputs`` lists the placeholders in order; ``outputs`` the names of the nodes that the user gets back, in flat
     order; ``wanted`` what the user calls those that must stay as they are (empty: all must); ``aliases`` maps a tied
     tensor's other names to its canonical one; ``constants`` holds the values of the tensors that the trace lifted out
-    of the code; ``atoms`` the calls of modules that a rule takes whole.
+    of the code; ``atoms`` the calls of modules that a rule takes whole; ``reads`` nodes whose values left the graph for
+    Python code, so that they must stay as they are, too.
     """
 
     graph_module: fx.GraphModule
@@ -72,6 +73,7 @@ class Captured:
     examples: tuple[Example, ...]
     atoms: tuple[AtomCall, ...] = ()
     wanted: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
 
     @property
     def graph(self) -> fx.Graph:
@@ -85,10 +87,11 @@ class Captured:
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """Names of the nodes of those outputs that must stay as they are."""
+        """Names of the nodes that must stay as they are: those outputs that are wanted, and what Python code reads."""
         (values,) = next(iter(self.graph.find_nodes(op="output"))).args
-        named = zip(output_names(self.out_spec), values, strict=True)  # pyright: ignore[reportArgumentType]
-        return tuple(value.name for name, value in named if isinstance(value, fx.Node) and is_wanted(name, self.wanted))
+        named = zip(output_names(self.out_spec), values, strict=False)  # pyright: ignore[reportArgumentType]
+        wanted = [value.name for name, value in named if isinstance(value, fx.Node) and is_wanted(name, self.wanted)]
+        return (*wanted, *self.reads)
 
     def site(self, node: fx.Node) -> Site:
         """Where in the model a node stands, for messages and reports."""
@@ -158,7 +161,7 @@ class Captured:
         """
         with torch.no_grad():
             ((_, value),) = deque(self.steps(self.bind(state, args, kwargs)), maxlen=1)
-        return pytree.tree_unflatten(list(value), self.out_spec)
+        return pytree.tree_unflatten(list(value)[: self.out_spec.num_leaves], self.out_spec)
 
     def _match(self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> dict[str, Tensor]:
         given = dict(kwargs or {})
@@ -217,7 +220,7 @@ def capture(
     )
     slots, constants = dict(raw.slots), dict(raw.constants)
     graph = raw.graph_module.graph
-    next(iter(graph.find_nodes(op="output"))).args = (list(raw.outputs),)
+    next(iter(graph.find_nodes(op="output"))).args = ([*raw.outputs, *raw.reads],)
     lift_attributes(raw.graph_module, slots, constants)
     aliases = tie(canonical_names(model), graph, slots)
     tidy(graph, slots, examples)
@@ -239,6 +242,7 @@ def capture(
         examples=examples,
         atoms=tuple(calls),
         wanted=tuple(wanted),
+        reads=tuple(node.name for node in raw.reads),
     )
 
 

@@ -32,6 +32,12 @@ def small(width: int) -> Kind:
     return Kind("clouds", lambda d: models.MLP(6, d.classes, width, 2), Recipe(60, 1e-2, 32))
 
 
+def quickly(stage: str, bench: methods.Bench) -> methods.Config:
+    """A stage of few steps."""
+    refined: methods.Config = {"samples": 128, "refine": {"what": "weights", "steps": 3}}
+    return refined if stage == "refined" else {"calibrate": methods.BARE} if stage == "oneshot" else {}
+
+
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """One small task, and one whose parents differ in width."""
@@ -41,7 +47,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tasks.TASKS, "clouds", tasks.Task("clouds", ("small", "small")))
     monkeypatch.setitem(tasks.TASKS, "widths", tasks.Task("narrow <- small", ("narrow", "small")))
     monkeypatch.setattr(methods, "STEPS", 5)
-    monkeypatch.setitem(methods.EXTRA, "refined", {"refine": {"what": "both", "steps": 3}})
+    monkeypatch.setattr(methods, "_extra", quickly)
 
 
 @pytest.fixture

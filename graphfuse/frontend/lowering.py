@@ -32,7 +32,10 @@ class Slot:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """An ATen graph as the front end gave it; ``outputs`` is what the user gets back, in flat order."""
+    """An ATen graph as the front end gave it; ``outputs`` is what the user gets back, in flat order.
+
+    ``reads`` are nodes whose values left the graph for Python code.
+    """
 
     graph_module: fx.GraphModule
     slots: Mapping[str, Slot]
@@ -41,6 +44,7 @@ class Program:
     out_spec: pytree.TreeSpec
     method: Literal["export", "make_fx"]
     notes: tuple[str, ...]
+    reads: tuple[fx.Node, ...] = ()
 
 
 def lower(exported: ExportedProgram, decompose: Decompose) -> tuple[ExportedProgram, tuple[str, ...]]:
