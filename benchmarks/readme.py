@@ -1,5 +1,5 @@
-"""Write the README's tables and docs/coverage.md from what was measured: the records of label.py and coverage.py, and
-the demo's demo.json where it is given.
+"""Write the README's tables, docs/coverage.md and docs/quality.md from what was measured: the records of label.py,
+coverage.py and quality.py, and the demo's demo.json where it is given.
 
 python benchmarks/readme.py [demo-out/demo.json]
 """
@@ -15,9 +15,11 @@ from typing import Any
 import align
 import coverage
 import label
-from records import table
+from quality.table import brief, show
+from records import load, table
 
 README = Path(__file__).parents[1] / "README.md"
+QUALITY = README.parent / "docs" / "quality.md"
 HEAD = ["accuracy, %", "parents", "ensemble", "plain average", "plain, calibrated", "aligned", "hard", "soft"]
 
 
@@ -37,21 +39,23 @@ def filled(text: str, name: str, content: str) -> str:
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
     if not pattern.search(text):
-        raise SystemExit(f"{README}: no markers {begin} ... {end}")
+        raise SystemExit(f"no markers {begin} ... {end}")
     return pattern.sub(lambda _: f"{begin}\n\n{content}\n\n{end}", text)
 
 
 def main() -> None:
     """Fill all tables."""
-    text = README.read_text()
     if len(sys.argv) > 2:
         raise SystemExit(__doc__)
+    text = README.read_text()
     if len(sys.argv) == 2:
         text = filled(text, "demo", demo_table(json.loads(Path(sys.argv[1]).read_text())))
     text = filled(text, "label", label.show())
     text = filled(text, "align", align.show())
-    README.write_text(filled(text, "coverage", coverage.counts()))
+    text = filled(text, "coverage", coverage.counts())
+    README.write_text(filled(text, "quality", brief(load("quality"))))
     coverage.DOCUMENT.write_text(coverage.document())
+    QUALITY.write_text(filled(QUALITY.read_text(), "quality", show(load("quality"))))
 
 
 if __name__ == "__main__":

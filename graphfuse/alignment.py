@@ -135,7 +135,7 @@ def prepare(
         raise DataError("no example inputs.\n  what to do: pass args or kwargs as the models take them, or data")
     for k, model in enumerate(models):
         _check_finite(state_of(model), k)
-    tracer = Tracer(load_rules(rules))
+    tracer = Tracer(load_rules(rules), outputs=settings.outputs)
     forms = forms_of(models, args, kwargs or {}, found, settings, tracer, _traced(progress, len(models)))
     calls = [call_of(models[settings.target], form.model, args, kwargs or {}) for form in forms]
     folds: tuple[Fold, ...] = ()

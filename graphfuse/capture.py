@@ -8,7 +8,7 @@ model's own weights, with random ones, in float64, or with those of another mode
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from graphfuse.errors import DataError
 from graphfuse.flatgraph import execute, last_use, lift_attributes, tidy, tie
 from graphfuse.frontend import AtomCall, AtomOf, Kind, dotted, in_force, program, source_in, taken_whole
 from graphfuse.inputs import Example, Signature, as_captured, expect_state, in_order, leaf_names, outline, signature_of
+from graphfuse.outputs import expect_outputs, is_wanted, output_names
 
 __all__ = ["Captured", "Example", "Input", "Site", "canonical_names", "capture", "signature_of", "state_of"]
 
@@ -54,8 +55,10 @@ class Captured:
     """A flat functional graph over ATen; parameters, buffers, constants and user tensors are all placeholders.
 
     ``inputs`` lists the placeholders in order; ``outputs`` the names of the nodes that the user gets back, in flat
-    order; ``aliases`` maps a tied tensor's other names to its canonical one; ``constants`` holds the values of the
-    tensors that the trace lifted out of the code; ``atoms`` the calls of modules that a rule takes whole.
+    order; ``wanted`` what the user calls those that must stay as they are (empty: all must); ``aliases`` maps a tied
+    tensor's other names to its canonical one; ``constants`` holds the values of the tensors that the trace lifted out
+    of the code; ``atoms`` the calls of modules that a rule takes whole; ``reads`` nodes whose values left the graph for
+    Python code, so that they must stay as they are, too.
     """
 
     graph_module: fx.GraphModule
@@ -69,6 +72,8 @@ class Captured:
     out_spec: pytree.TreeSpec
     examples: tuple[Example, ...]
     atoms: tuple[AtomCall, ...] = ()
+    wanted: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
 
     @property
     def graph(self) -> fx.Graph:
@@ -79,6 +84,14 @@ class Captured:
     def signature(self) -> Signature:
         """Shape and dtype of every user tensor, in flat order; compare with :func:`signature_of`."""
         return tuple((leaf.shape, leaf.dtype) for leaf in self.examples if leaf.shape is not None and leaf.dtype)
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Names of the nodes that must stay as they are: those outputs that are wanted, and what Python code reads."""
+        (values,) = next(iter(self.graph.find_nodes(op="output"))).args
+        named = zip(output_names(self.out_spec), values, strict=False)  # pyright: ignore[reportArgumentType]
+        wanted = [value.name for name, value in named if isinstance(value, fx.Node) and is_wanted(name, self.wanted)]
+        return (*wanted, *self.reads)
 
     def site(self, node: fx.Node) -> Site:
         """Where in the model a node stands, for messages and reports."""
@@ -148,7 +161,7 @@ class Captured:
         """
         with torch.no_grad():
             ((_, value),) = deque(self.steps(self.bind(state, args, kwargs)), maxlen=1)
-        return pytree.tree_unflatten(list(value), self.out_spec)
+        return pytree.tree_unflatten(list(value)[: self.out_spec.num_leaves], self.out_spec)
 
     def _match(self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> dict[str, Tensor]:
         given = dict(kwargs or {})
@@ -171,6 +184,7 @@ def capture(
     kwargs: Mapping[str, Any] | None = None,
     decompose: Callable[[OpOverload], bool] = lambda op: False,
     atom_of: AtomOf = lambda module: None,
+    wanted: Collection[str] = (),
 ) -> Captured:
     """Capture what ``model(*args, **kwargs)`` computes in eval mode as a flat functional graph.
 
@@ -185,9 +199,13 @@ def capture(
         Says of an ATen op whether it should be decomposed, because nothing is known about it.
     atom_of : callable
         Says of a module whether it becomes one op, and how (see :class:`graphfuse.frontend.atoms.Atom`).
+    wanted : collection of str
+        Names of the outputs that must stay as they are; all of them where none is named.
 
     Raises
     ------
+    ConfigError
+        The model returns no output of a name in ``wanted``.
     CaptureError
         The model does not run on these inputs, or cannot be captured; names the user's source line.
     """
@@ -195,13 +213,14 @@ def capture(
     flat, in_spec = pytree.tree_flatten((args, given))
     with taken_whole(model, atom_of) as calls:
         raw = program(model, args, given, decompose)
+    expect_outputs(output_names(raw.out_spec), wanted, type(model).__name__)
     examples = tuple(
         Example(name, tuple(x.shape), x.dtype) if isinstance(x, Tensor) else Example(name, None, None, x)
         for name, x in zip(leaf_names(model, in_spec), flat, strict=True)
     )
     slots, constants = dict(raw.slots), dict(raw.constants)
     graph = raw.graph_module.graph
-    next(iter(graph.find_nodes(op="output"))).args = (list(raw.outputs),)
+    next(iter(graph.find_nodes(op="output"))).args = ([*raw.outputs, *raw.reads],)
     lift_attributes(raw.graph_module, slots, constants)
     aliases = tie(canonical_names(model), graph, slots)
     tidy(graph, slots, examples)
@@ -222,6 +241,8 @@ def capture(
         out_spec=raw.out_spec,
         examples=examples,
         atoms=tuple(calls),
+        wanted=tuple(wanted),
+        reads=tuple(node.name for node in raw.reads),
     )
 
 

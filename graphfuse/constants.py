@@ -15,7 +15,7 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 
 from graphfuse.algebra import Algebra
-from graphfuse.axes import Dim, SymmetryClass
+from graphfuse.axes import SymmetryClass
 from graphfuse.rulebook.op import Label
 
 MAX_ELEMENTS = 1 << 25
@@ -89,19 +89,35 @@ def _filled(node: fx.Node, name: str, meta: Tensor) -> Tensor | None:
 
 
 def constant_label(algebra: Algebra, value: Tensor) -> Label:
-    """The label of a known tensor: free along the dims where it does not vary, and along the one that it counts."""
+    """The label of a known tensor: free along the dims where it does not vary, and along the one that it counts.
+
+    A dim along which it repeats itself, element by element or as a whole, is a product of which one factor is free.
+    """
     counted = _counts_along(value)
-    free = [value.shape[d] for d in range(value.dim()) if d == counted or _is_equal_along(value, d)]
-    fresh = iter(algebra.fresh(free))
-    dims: list[Dim] = [
-        next(fresh) if d == counted or _is_equal_along(value, d) else algebra.new(value.shape[d], "constant")
-        for d in range(value.dim())
-    ]
+    parts = [[(n, True)] if d == counted else _parts(value, d) for d, n in enumerate(value.shape)]
+    fresh = iter(algebra.fresh(size for part in parts for size, free in part if free))
+    fixed = iter([algebra.new(size, "constant") for part in parts for size, free in part if not free])
+    dims = [tuple(f for _, free in part for f in next(fresh if free else fixed)) for part in parts]
     points = dims[counted] if counted is not None else None
     if bool(value.any()):  # zeros are kept by every map, other equal elements only by permutations
         algebra.meet(tuple(factor for dim in dims for factor in dim), SymmetryClass.PERMUTATION)
-    uniform = frozenset(leaf for d, dim in enumerate(dims) if d != counted for leaf in algebra.leaves(dim))
+    uniform = frozenset(leaf for leaf in algebra.layout_leaves(dims) if not algebra.reasons(leaf))
+    uniform -= algebra.leaves(points or ())
     return Label(tuple(dims), points, value=value, is_mask=value.dtype == torch.bool, uniform=uniform)
+
+
+def _parts(value: Tensor, d: int) -> list[tuple[int, bool]]:
+    """The factors of a dim, each with whether the value is equal along it."""
+    n = value.shape[d]
+    if _is_equal_along(value, d):
+        return [(n, True)]
+    if value.is_floating_point() or value.dtype == torch.bool:
+        for count in (k for k in range(n // 2, 1, -1) if n % k == 0):
+            if _is_equal_along(value.unflatten(d, (count, n // count)), d):
+                return [(count, True), (n // count, False)]
+            if _is_equal_along(value.unflatten(d, (n // count, count)), d + 1):
+                return [(n // count, False), (count, True)]
+    return [(n, False)]
 
 
 def _is_equal_along(value: Tensor, d: int) -> bool:

@@ -39,6 +39,7 @@ class Element:
         return self.value.dim() == len(self.context) + 1
 
 
+ELEMENTS = 1 << 26  # of the matrices of one axis; more take minutes and gigabytes
 Elements = Mapping[int, Element]
 """Axis number -> its element; an axis that is left out keeps its units."""
 
@@ -48,13 +49,19 @@ def sample_elements(graph: SymmetryGraph, generator: torch.Generator) -> dict[in
     return {axis.id: _element(graph, axis, generator) for axis in graph.axes if axis.symmetry}
 
 
+def is_sampled(graph: SymmetryGraph, axis: Axis) -> bool:
+    """Whether the matrices of an axis are small enough to be drawn; else its scales and signs alone are."""
+    members = math.prod(graph.axis(key).size for key in axis.context)
+    return not axis.symmetry & SymmetryClass.CENTRED or members * axis.size**2 <= ELEMENTS
+
+
 def _element(graph: SymmetryGraph, axis: Axis, generator: torch.Generator) -> Element:
     lead = [graph.axis(key).size for key in axis.context]
     count, n = math.prod(lead), axis.size
     noise = torch.randn(3, count, n, generator=generator, dtype=torch.float64)
     signs = noise[0].sign() if axis.symmetry & SymmetryClass.SIGNED else torch.ones(count, n, dtype=torch.float64)
     scales = (0.5 * noise[1]).exp() if axis.symmetry & SymmetryClass.SCALING else torch.ones_like(signs)
-    if not axis.symmetry & SymmetryClass.CENTRED:
+    if not axis.symmetry & SymmetryClass.CENTRED or not is_sampled(graph, axis):
         value = (signs * scales).view(*lead, n)
         return Element(axis.id, axis.context, value, 1 / value)
     left, right = torch.randn(2, count, n, n, generator=generator, dtype=torch.float64)
@@ -75,7 +82,7 @@ def transformed(
 
 def apply(tensor: Tensor, label: TensorLabel, elements: Mapping[int, Element]) -> Tensor:
     """One tensor with the elements applied along its dims, block by block; gains stay."""
-    if tensor.numel() == 0 or not label.dims or not tensor.is_floating_point():
+    if tensor.numel() == 0 or not label.dims or not (tensor.is_floating_point() or tensor.is_complex()):
         return tensor
     result, own = tensor.clone(), sizes(label.dims)
     for cell in cells((result,), label.dims, (own,)):

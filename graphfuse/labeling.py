@@ -12,6 +12,7 @@ import operator
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor, fx
@@ -20,14 +21,14 @@ from torch._ops import OpOverload
 from graphfuse.algebra import Algebra, Held, Reason
 from graphfuse.axes import Layout, Leaf, SymmetryClass
 from graphfuse.capture import Captured
-from graphfuse.constants import Constants, constant_label
+from graphfuse.constants import Constants, constant_label, makes_constants
 from graphfuse.rulebook import RuleBook
 from graphfuse.rulebook.op import Label, Op, Rule, Shape
 
 Value = Label | list[Label | None] | None
 """What labelling knows of one node: a label, one for each of several outputs, or nothing (no tensor)."""
 
-UNKNOWN_SIZE = 1_000_003  # stands for a size that depends on data; odd, so that it never splits evenly
+UNKNOWN_SIZE = 1_000_003  # least stand-in for a size that depends on data; odd, so that it never splits evenly
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ class _Labeller:
             op = _op_name(node)
             self.algebra.site = Reason("", op, node.name, site.module, site.source)
             self.values[node] = self._value(node)
-        for name in self.captured.outputs:
+        for name in self.captured.kept:
             self._protect(name)
         self._settle()
         named = {node.name: value for node, value in self.values.items()}
@@ -119,7 +120,7 @@ class _Labeller:
             whole, index = self.values[node.args[0]], node.args[1]  # pyright: ignore[reportArgumentType]
             return whole[index] if isinstance(whole, list) and isinstance(index, int) else None
         if not isinstance(node.target, OpOverload):
-            return self._unknown(node, "not an ATen op") if isinstance(node.meta.get("val"), Tensor) else None
+            return self._unknown(node, "not an ATen op") if any(s is not None for s in _shapes(node)) else None
         if not any(shape is not None for shape in _shapes(node)):
             self._read_as_number(node)
             return None
@@ -128,7 +129,21 @@ class _Labeller:
             if isinstance(operand, Label) and operand.points is None:
                 return replace(operand, value=None, squared=True)
         rule = self.rules.lookup(node.target)
+        if rule is None and makes_constants(node.target):
+            return self._made(node)
         return self._unknown(node, "no rule") if rule is None else self._apply(node, node.target, rule)
+
+    def _made(self, node: fx.Node) -> Value:
+        """Made of no tensor, but not known: of random values, or of a size that depends on data."""
+        equal = str(node.target).split(".")[1] in ("zeros", "ones", "full", "empty")
+        found = [
+            self.algebra.fresh(shape, None if equal else "constant") for shape in _shapes(node) if shape is not None
+        ]
+        for dims in found:
+            self.algebra.meet(tuple(factor for dim in dims for factor in dim), SymmetryClass.PERMUTATION)
+        uniform = [self.algebra.layout_leaves(dims) if equal else frozenset[Leaf]() for dims in found]
+        labels: list[Label | None] = [Label(dims, uniform=same) for dims, same in zip(found, uniform, strict=True)]
+        return labels if isinstance(node.meta["val"], list | tuple) else labels[0]
 
     def _placeholder(self, node: fx.Node) -> Value:
         shape = _shapes(node)[0]
@@ -330,15 +345,13 @@ def _shapes(node: fx.Node) -> tuple[Shape | None, ...]:
 
 
 def _size(size: Any) -> int:
-    """A size as an int; one that depends on data gets a number of its own, equal for equal symbols."""
+    """A size as an int; where it depends on data, each symbol gets a number of its own, and sums of them add up."""
     if isinstance(size, int):
         return size
-    try:
-        if size.node.has_hint():
-            return int(size.node.hint)
-    except Exception:
-        pass
-    return UNKNOWN_SIZE + 2 * sum(ord(c) << (i % 16) for i, c in enumerate(str(size)))
+    if size.node.has_hint():
+        return int(size.node.hint)
+    term = size.node.expr
+    return int(term.subs({symbol: UNKNOWN_SIZE + 2 * crc32(str(symbol).encode()) for symbol in term.free_symbols}))
 
 
 def _is_mask(value: Any) -> bool:

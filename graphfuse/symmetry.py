@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -165,6 +165,7 @@ def trace(
     kwargs: Mapping[str, Any] | None = None,
     *,
     rules: Iterable[Rules] | RuleBook = (),
+    outputs: Collection[str] = (),
 ) -> SymmetryGraph:
     """Find the permutation symmetries of a model.
 
@@ -177,6 +178,9 @@ def trace(
         on their values.
     rules : RuleBook or paths
         Further rule packs (YAML files), or a whole rule book.
+    outputs : collection of str
+        Names of the outputs that are used (``["logits"]``; numbers in a tuple); the others, hidden states that a model
+        also returns, may change their coordinates. By default all of them must stay.
 
     Returns
     -------
@@ -187,6 +191,8 @@ def trace(
     ------
     CaptureError
         The model does not run on these inputs or cannot be captured.
+    ConfigError
+        The model has no output of such a name.
     RuleError
         A rule pack is malformed.
 
@@ -200,7 +206,8 @@ def trace(
     args = (args,) if isinstance(args, Tensor) else tuple(args)
     book = rules if isinstance(rules, RuleBook) else load_rules(rules)
     start = time.perf_counter()
-    captured = capture(model, args, kwargs, lambda op: not (book.has_rule(op) or makes_constants(op)), book.atom)
+    unknown = lambda op: not (book.has_rule(op) or makes_constants(op))  # noqa: E731
+    captured = capture(model, args, kwargs, unknown, book.atom, outputs)
     middle = time.perf_counter()
     state = state_of(model)
     learned = written_in_training(model, args, dict(kwargs or {}), _candidates(model, captured, book, state))

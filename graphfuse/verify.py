@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphfuse.capture import state_of
 from graphfuse.errors import VerifyError
-from graphfuse.groups import Elements, sample_elements, transformed
+from graphfuse.groups import Elements, is_sampled, sample_elements, transformed
+from graphfuse.outputs import is_wanted, output_names
 from graphfuse.permutations import Permutations, permuted, sample
 from graphfuse.symmetry import Axis, SymmetryGraph
 
@@ -100,6 +101,8 @@ def verify(
     check = _Check(graph, seed)
     if not check.repeatable:
         return Verification(float("nan"), check.tolerance, 0, len(graph.axes), 0.0, False, notes=check.notes)
+    if classes:
+        check.notes += _unsampled(graph)
     worst, blamed = 0.0, ()
     for trial in range(trials):
         maps = sample(graph, check.generator)
@@ -113,6 +116,11 @@ def verify(
             progress(trial + 1, trials)
     sensitivity = check.sensitivity(sample(graph, check.generator))
     return Verification(worst, check.tolerance, trials, len(graph.axes), sensitivity, True, blamed, check.notes)
+
+
+def _unsampled(graph: SymmetryGraph) -> tuple[str, ...]:
+    names = [axis.name for axis in graph.axes if not is_sampled(graph, axis)]
+    return (f"too large for matrices, checked by scales and signs: {', '.join(names)}",) if names else ()
 
 
 class _Check:
@@ -139,13 +147,14 @@ class _Check:
         graph = self.graph
         model = copy.deepcopy(graph.model).cpu().eval()
         args, kwargs = _to((graph.args, dict(graph.kwargs)), None)
-        wide = copy.deepcopy(model).double()
+        wide = copy.deepcopy(model).double()._apply(lambda t: t.cdouble() if t.is_complex() else t)
         try:
             with torch.no_grad(), _widened():
                 wide(*(pair := _to((args, kwargs), torch.float64))[0], **pair[1])
             self.widened = True
             return wide, *pair
         except Exception as error:
+            torch.compiler.reset()  # what is compiled where it runs remembers that it failed
             self.notes += (f"run in its own precision, not float64: {type(error).__name__}: {error}",)
             self.tolerance = 1e-3
             return model, args, kwargs
@@ -168,7 +177,11 @@ class _Check:
                 result = torch.func.functional_call(self.model, given, self.args, dict(self.kwargs))
         except Exception as error:
             raise VerifyError(f"the model does not run with random weights: {type(error).__name__}: {error}") from error
-        return [t.detach().double() for t in pytree.tree_leaves(result) if isinstance(t, Tensor) and not t.is_complex()]
+        leaves, spec = pytree.tree_flatten(result)
+        kept = [
+            t for t, name in zip(leaves, output_names(spec), strict=True) if is_wanted(name, self.graph.captured.wanted)
+        ]
+        return [t.detach().double() for t in kept if isinstance(t, Tensor) and not t.is_complex()]
 
     def change(self, state: Mapping[str, Tensor], seed: int = 0) -> float:
         """Largest change of an output under another state, relative to the largest output; inf where shapes differ."""
@@ -210,6 +223,8 @@ def randomised(tensor: Tensor, generator: torch.Generator, positive: bool = Fals
 
     ``positive`` is for variances.
     """
+    if tensor.is_complex():
+        return torch.view_as_complex(randomised(torch.view_as_real(tensor), generator))
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return tensor
     noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.dtype)
@@ -226,6 +241,8 @@ def randomised(tensor: Tensor, generator: torch.Generator, positive: bool = Fals
 
 class _Wide(TorchDispatchMode):
     """Ops that a model asks to compute in a narrower floating type compute in float64."""
+
+    supports_higher_order_operators = True  # control flow in sub-graphs, which computes as its operands are
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = {
@@ -261,6 +278,8 @@ def _to(tree: Any, dtype: torch.dtype | None) -> Any:
         if not isinstance(value, Tensor):
             return value
         value = value.detach().cpu()
-        return value.to(dtype) if dtype is not None and value.is_floating_point() else value
+        if dtype is None or not (value.is_floating_point() or value.is_complex()):
+            return value
+        return value.to(dtype.to_complex() if value.is_complex() else dtype)
 
     return pytree.tree_map(move, tree)

@@ -17,6 +17,7 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
+import graphfuse
 from graphfuse.capture import Captured, canonical_names, capture, signature_of, state_of
 from graphfuse.errors import CaptureError, DataError
 
@@ -484,3 +485,23 @@ def test_hooks_that_a_first_forward_installs_are_not_installed_twice() -> None:
     captured = capture(model, (x,))
     assert not model.a._forward_hooks
     assert_same(captured.run(state_of(model), (x,)), model(x))
+
+
+class Filtered(nn.Module):
+    """Leaves torch for numpy, elementwise, so that nothing in the graph says what became of the values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = x.detach().numpy() * np.arange(1, x.shape[-1] + 1)
+        return torch.from_numpy(values).to(x)
+
+
+def test_what_python_code_reads_stays_as_it_is() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 9), nn.Tanh(), nn.Linear(9, 7), Filtered(), nn.Linear(7, 3)).eval()
+    x = torch.randn(4, 5)
+    graph = graphfuse.trace(model, (x,))
+    assert graph.captured.method == "make_fx" and graph.captured.reads
+    assert [axis.size for axis in graph.axes] == [9]
+    result = graphfuse.verify(graph)
+    assert result.ok, result
+    assert_same(graph.captured.run(state_of(model), (x,)), model(x).detach())

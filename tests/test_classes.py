@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from mathematics import Net
 from models import Decoder, GroupedDecoder, Recurrent, ids
 from torch import Tensor, nn
 
 import graphfuse
+from graphfuse import groups
 from graphfuse.axes import walk_leaves
 from graphfuse.folding import fold_gains
 from graphfuse.groups import sample_elements, transformed
@@ -250,3 +252,28 @@ def test_a_rotation_that_keeps_the_sum_is_one() -> None:
     torch.testing.assert_close(q @ q.mT, eye.expand(2, 5, 5))
     torch.testing.assert_close(q @ ones, ones.expand(2, 5))
     assert float((q - eye).abs().max()) > 0.1
+
+
+def test_an_axis_too_large_for_matrices_is_checked_by_scales_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    graph = graphfuse.trace(nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 2)), torch.randn(3, 5))
+    assert not graphfuse.verify(graph, classes=True).notes
+    monkeypatch.setattr(groups, "ELEMENTS", 63)
+    result = graphfuse.verify(graph, classes=True)
+    assert result.ok
+    assert result.notes == ("too large for matrices, checked by scales and signs: hidden.0",)
+    assert sample_elements(graph, torch.Generator())[graph.axes[0].id].diagonal
+
+
+def test_complex_parameters_are_drawn_and_moved_like_real_ones() -> None:
+    def forward(s: Net, x: Tensor) -> Tensor:
+        h = torch.fft.rfft(s.a(x), dim=1)
+        return s.out(torch.fft.irfft(torch.einsum("bti,io->bto", h, s.mix), n=x.shape[1], dim=1))
+
+    torch.manual_seed(0)
+    mix = nn.Parameter(torch.randn(8, 7, dtype=torch.cfloat))
+    graph = graphfuse.trace(Net(forward, a=nn.Linear(5, 8), mix=mix, out=nn.Linear(7, 2)), torch.randn(3, 6, 5))
+    assert [(axis.size, str(axis.symmetry)) for axis in graph.axes] == [(8, "linear"), (7, "linear")]
+    result = graphfuse.verify(graph, classes=True)
+    assert result.ok and not result.notes
+    assert result.max_error < 1e-12

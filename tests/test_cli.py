@@ -143,6 +143,9 @@ def test_verify(run: Run) -> None:
     code, text, _ = run("verify", "cli_nets:net", "--json")
     found = json.loads(text)
     assert code == 0 and found["ok"] is True and found["max_error"] < 1e-9
+    assert run("verify", "cli_nets:net", "--output", "output")[0] == 0
+    code, _, errors = run("verify", "cli_nets:net", "--output", "outputs")
+    assert code == 1 and "Net returns no 'outputs'; did you mean 'output'?" in errors
 
 
 def test_verify_fails_for_a_model_that_keeps_state(run: Run) -> None:

@@ -387,3 +387,75 @@ def test_experts_stay_where_rows_in_their_order_meet_a_parameter() -> None:
     narrow = torch.bfloat16
     graph = check(model.to(narrow), rows(count=6).to(narrow), expect={(8, ()): 1, (16, ()): 1})
     assert any("by position" in str(reason) for axis in graph.fixed for reason in axis.reasons)
+
+
+# -------------------------------------------------------------------- writing through masks
+
+
+@pytest.mark.parametrize("how", ["masked_scatter", "index_put", "value"])
+def test_rows_written_through_a_mask_share_the_axis_of_the_rows_that_they_replace(how: str) -> None:
+    def forward(s: Net, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+        h, new = s.a(x), s.b(y)
+        if how == "masked_scatter":
+            h = h.masked_scatter(mask.unsqueeze(-1).expand_as(h), new)
+        else:
+            h = h.clone()
+            h[mask] = new.mean(0) if how == "value" else new[:3]
+        return s.out(torch.relu(h))
+
+    mask = torch.tensor([[False, True, False, True], [True, False, False, False]])
+    model = Net(forward, a=nn.Linear(5, 9), b=nn.Linear(6, 9), out=nn.Linear(9, 2))
+    check(model, torch.randn(2, 4, 5), torch.randn(3, 6), mask, expect={(9, ()): 1})
+
+
+def test_elements_written_through_a_mask_one_by_one_are_fixed() -> None:
+    def forward(s: Net, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+        return s.out(torch.relu(s.a(x).masked_scatter(mask, s.b(y))))
+
+    mask = torch.rand(4, 9) > 0.5
+    model = Net(forward, a=nn.Linear(5, 9), b=nn.Linear(6, 9), out=nn.Linear(9, 2))
+    check(model, torch.randn(4, 5), torch.randn(4, 6), mask, expect={})
+
+
+# -------------------------------------------------------------------- constants that repeat themselves
+
+
+@pytest.mark.parametrize("order", ["in runs", "as a whole", "not at all"])
+def test_units_that_a_constant_mask_does_not_tell_apart_are_free(order: str) -> None:
+    groups = {"in runs": torch.arange(4).repeat_interleave(3), "as a whole": torch.arange(4).repeat(3),
+              "not at all": torch.tensor([0, 1, 2, 3, 0, 2, 1, 3, 3, 2, 0, 1])}[order]  # fmt: skip
+
+    def forward(s: Net, x: Tensor) -> Tensor:
+        h = torch.relu(F.linear(x, s.w1 * (groups[:, None] >= torch.arange(5)), s.b))
+        return F.linear(h, s.w2 * (torch.arange(5)[:, None] > groups))
+
+    model = Net(forward, w1=weight(12, 5), b=weight(12), w2=weight(5, 12))
+    check(model, rows(), expect={} if order == "not at all" else {(3, ()): 1})
+
+
+# -------------------------------------------------------------------- sizes that depend on data
+
+
+def test_blocks_of_sizes_that_depend_on_data_are_joined_again() -> None:
+    def forward(s: Net, x: Tensor) -> Tensor:
+        h = s.inp(x)
+        chosen = s.router(h).argmax(-1)
+        counts = F.one_hot(chosen, 3).sum(0).tolist()
+        order = chosen.argsort()
+        parts = h[order].split(counts)
+        done = torch.cat([expert(part) for expert, part in zip(s.experts, parts, strict=True)])
+        return s.out(torch.zeros_like(h).index_add(0, order, done))
+
+    experts = nn.ModuleList(nn.Sequential(nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 9)) for _ in range(3))
+    model = Net(forward, inp=nn.Linear(5, 9), router=nn.Linear(9, 3), experts=experts, out=nn.Linear(9, 2))
+    check(model, rows(count=6), expect={(9, ()): 2, (7, ()): 3}, sensitivity=0.0)
+
+
+def test_zeros_of_a_size_that_depends_on_data_and_random_numbers_need_no_rule() -> None:
+    def forward(s: Net, x: Tensor) -> Tensor:
+        rows = s.inp(x)[x[:, 0] > 0]
+        summed = torch.zeros(rows.shape[0], 9).index_add(0, torch.arange(rows.shape[0]), rows)
+        return s.out(torch.relu(summed)).sum(0) + 0 * torch.randn(2)
+
+    graph = check(Net(forward, inp=nn.Linear(5, 9), out=nn.Linear(9, 2)), rows(), expect={(9, ()): 1})
+    assert graph.captured.method == "export"

@@ -23,6 +23,7 @@ from graphfuse.cli.options import (
     Json,
     Model,
     Models,
+    Outputs,
     Rules,
     Seed,
 )
@@ -81,6 +82,7 @@ def inspect(
     data: Data = None,
     batch_size: BatchSize = 2,
     rules: Rules = None,
+    outputs: Outputs = None,
     fold: Fold = False,
     every: Annotated[bool, typer.Option("--all", help="One row for each axis, alike layers not together.")] = False,
     html: Html = None,
@@ -90,7 +92,7 @@ def inspect(
     debug: Debug = False,
 ) -> None:
     """Show which dimensions of which weights may be permuted together, and why the others may not."""
-    graph, loaded = traced(model, data, batch_size, rules, device, seed)
+    graph, loaded = traced(model, data, batch_size, rules, device, seed, outputs)
     graph = fold_gains(graph, rules=rules or ()).graph if fold else graph
     if html is not None:
         html.write_text(graph_page(graph), encoding="utf-8")
@@ -114,6 +116,7 @@ def verify(
     ] = False,
     fold: Fold = False,
     rules: Rules = None,
+    outputs: Outputs = None,
     device: Device = "cpu",
     seed: Seed = 0,
     as_json: Json = False,
@@ -123,7 +126,7 @@ def verify(
 
     Exit code 1 when they do.
     """
-    graph, loaded = traced(model, data, batch_size, rules, device, seed)
+    graph, loaded = traced(model, data, batch_size, rules, device, seed, outputs)
     graph = fold_gains(graph, rules=rules or ()).graph if fold else graph
     with progress(as_json) as advance:
         found = verify_graph(graph, trials, seed, lambda done, total: advance("verify", done, total), classes=classes)
@@ -184,7 +187,7 @@ def fuse(
         specs = [into, *models] if into is not None and len(models) == 1 else models
         report = {"specs": specs, **result.report}
         (work / "report.json").write_text(json.dumps(report, indent=2, default=str) + "\n", encoding="utf-8")
-        graph = trace(result.model, args, kwargs, rules=rules or ())
+        graph = trace(result.model, args, kwargs, rules=rules or (), outputs=settings.outputs)
         (work / "report.html").write_text(fuse_page(graph, report), encoding="utf-8")
     if as_json:
         print_json(report)

@@ -28,6 +28,10 @@ Rules = Annotated[
     list[str] | None,
     typer.Option("--rules", metavar="RULES", help="PACK.yaml, or module:table of rules in Python; may be repeated."),
 ]
+Outputs = Annotated[
+    list[str] | None,
+    typer.Option("--output", metavar="NAME", help="Of the outputs only this one is used (logits); may be repeated."),
+]
 Fold = Annotated[bool, typer.Option("--fold", help="First fold the gains of norms into the layers that read them.")]
 Device = Annotated[str, typer.Option("--device", help="Where models run: cpu, cuda, cuda:1, mps.")]
 Seed = Annotated[int, typer.Option("--seed", help="Same seed, same result.")]

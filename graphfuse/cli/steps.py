@@ -21,14 +21,20 @@ from graphfuse.symmetry import SymmetryGraph, trace
 
 
 def traced(
-    spec: str, data: str | None, batch_size: int, rules: list[str] | None, device: str, seed: int
+    spec: str,
+    data: str | None,
+    batch_size: int,
+    rules: list[str] | None,
+    device: str,
+    seed: int,
+    outputs: list[str] | None = None,
 ) -> tuple[SymmetryGraph, LoadedModel]:
     torch.manual_seed(seed)
     place = device_of(device)
     loaded = load_model(spec, seed)
     args, kwargs = moved(inputs([loaded], load_data(data, batch_size) if data is not None else None), place)
     with console.err.status("tracing"):
-        return trace(loaded.model.to(place), args, kwargs, rules=rules or ()), loaded
+        return trace(loaded.model.to(place), args, kwargs, rules=rules or (), outputs=outputs or ()), loaded
 
 
 def inputs(loaded: Sequence[LoadedModel], batches: Batches | None) -> tuple[tuple[Any, ...], dict[str, Any]]:

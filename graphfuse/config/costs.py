@@ -107,7 +107,7 @@ class FilterConfig(Settings):
         None,
         description="Name of the model's argument (positional or keyword) that is the padding mask: its tokens that "
         "are false or zero do not count (a leading ~ turns that round). Source: Imfeld et al. (arXiv 2310.05719), "
-        "section 5, activations of BERT.",
+        "section 5, text.",
     )
     loss: LossFilter | None = Field(
         None,

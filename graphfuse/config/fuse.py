@@ -103,6 +103,11 @@ class FuseConfig(Settings):
     weights: tuple[Annotated[float, Field(ge=0)], ...] | None = Field(
         None, description="One weight for each model in the average; by default all equal. They are scaled to sum to 1."
     )
+    outputs: tuple[str, ...] = Field(
+        (),
+        description="Names of the outputs that are used, as in trace; hidden states that a model also returns need not "
+        "keep their coordinates. Empty: all of them.",
+    )
     samples: int = Field(
         512, ge=1, description="Inputs of the data that are used: whole batches until at least this many are seen."
     )

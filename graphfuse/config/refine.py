@@ -19,10 +19,10 @@ class RefineConfig(Settings):
         description="none; maps: the couplings, by straight-through Sinkhorn, and the rotations, before averaging; "
         "weights: the calibrated weights themselves; both: one after the other.",
     )
-    steps: int = Field(300, ge=1, description="Steps of gradient descent for each of maps and weights.")
+    steps: int = Field(200, ge=1, description="Steps of gradient descent for each of maps and weights.")
     seconds: float | None = Field(None, gt=0, description="Stop after this many seconds each; by default no limit.")
     rate: float = Field(
-        1e-3, gt=0, description="Peak step size of Adam for weights, relative to each tensor's root mean square."
+        1e-2, gt=0, description="Peak step size of Adam for weights, relative to each tensor's root mean square."
     )
     maps_rate: float = Field(0.1, gt=0, description="Peak step size of Adam for the parameters of maps.")
     batch: int = Field(64, ge=1, description="Inputs in one step, drawn anew each time.")

@@ -14,6 +14,7 @@ from torch.export import ExportedProgram, default_decompositions
 from torch.export.graph_signature import OutputKind
 from torch.utils import _pytree as pytree
 
+from graphfuse.frontend.inlining import inline
 from graphfuse.frontend.tracing import headline
 
 Kind = Literal["parameter", "buffer", "constant", "user"]
@@ -31,7 +32,10 @@ class Slot:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """An ATen graph as the front end gave it; ``outputs`` is what the user gets back, in flat order."""
+    """An ATen graph as the front end gave it; ``outputs`` is what the user gets back, in flat order.
+
+    ``reads`` are nodes whose values left the graph for Python code.
+    """
 
     graph_module: fx.GraphModule
     slots: Mapping[str, Slot]
@@ -40,6 +44,7 @@ class Program:
     out_spec: pytree.TreeSpec
     method: Literal["export", "make_fx"]
     notes: tuple[str, ...]
+    reads: tuple[fx.Node, ...] = ()
 
 
 def lower(exported: ExportedProgram, decompose: Decompose) -> tuple[ExportedProgram, tuple[str, ...]]:
@@ -67,6 +72,7 @@ def lower(exported: ExportedProgram, decompose: Decompose) -> tuple[ExportedProg
             notes.append(f"not decomposed: {', '.join(sorted(map(str, found)))} ({headline(error)})")
     lowered = lowered or exported
     _restore_sites(exported, lowered)
+    inline(lowered.graph_module)
     return lowered, tuple(notes)
 
 

@@ -50,11 +50,12 @@ def by_make_fx(
         for i, value in zip(where, values[len(state) :], strict=True):
             inputs[i] = value
         a, k = pytree.tree_unflatten(inputs, in_spec)
+        reads.tensors.clear()
         with reads:
             out = torch.func.functional_call(model, dict(zip(state, values, strict=False)), a, k)
         leaves, out_spec = pytree.tree_flatten(out)
         results[:], spec[:] = leaves, [out_spec]
-        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        return [leaf for leaf in (*leaves, *reads.tensors) if isinstance(leaf, Tensor)]
 
     values = [v.detach() if name in parameters else v.detach().clone() for name, v in state.items()]
     values += [flat[i].detach().clone() for i in where]  # tracing on real values runs in-place writes for real
@@ -74,7 +75,7 @@ def by_make_fx(
         if not isinstance(leaf, Tensor | bool | int | float | str | None):
             outputs[i] = None
             notes.append(f"an output of type {type(leaf).__name__} is left out: it is neither a tensor nor a pytree")
-    return replace(functional, outputs=tuple(outputs), out_spec=spec[0], notes=tuple(notes))
+    return replace(functional, outputs=tuple(outputs), reads=tuple(tensors), out_spec=spec[0], notes=tuple(notes))
 
 
 def _trace(function: Any, values: Sequence[Tensor], **options: Any) -> fx.GraphModule:

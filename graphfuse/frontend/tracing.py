@@ -66,7 +66,10 @@ def dotted(path: str) -> str:
 
 
 class Reads(TorchFunctionMode):
-    """Notes the user's lines, below the function ``entry``, at which a tensor's value leaves for Python or numpy."""
+    """Notes the user's lines, below the function ``entry``, at which a tensor's value leaves for Python or numpy.
+
+    ``tensors`` are those read: what is computed of them outside has no node in the graph.
+    """
 
     names = ("numpy", "tolist", "item", "__array__", "__bool__", "__float__", "__int__", "__index__")
 
@@ -74,11 +77,15 @@ class Reads(TorchFunctionMode):
         super().__init__()
         self.entry = entry
         self.lines: set[str] = set()
+        self.tensors: list[torch.Tensor] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") in self.names:
             frames = traceback.extract_stack()
             start = max((i for i, frame in enumerate(frames) if frame.name == self.entry), default=0)
+            self.tensors += [
+                x for x in args[:1] if isinstance(x, torch.Tensor) and all(x is not y for y in self.tensors)
+            ]
             self.lines.add(_deepest([(f.filename, f.lineno, f.line) for f in frames[start:-1]]))
         return func(*args, **(kwargs or {}))
 

@@ -51,12 +51,13 @@ class Form:
 class Tracer:
     """Traces each model once for each shape of its inputs, under the target's names once its form is known.
 
-    With ``folds``, graphs are without the gains of norms.
+    With ``folds``, graphs are without the gains of norms; ``outputs`` are those that are used.
     """
 
     book: RuleBook
     depths: dict[int, DepthMatch] = field(default_factory=dict)
     folds: bool = False
+    outputs: tuple[str, ...] = ()
     _known: dict[Any, SymmetryGraph] = field(default_factory=dict)
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> SymmetryGraph:
@@ -67,7 +68,7 @@ class Tracer:
         """The graph under the model's own names."""
         key = (id(model), signature_of(args, kwargs))
         if key not in self._known:
-            graph = trace(model, args, kwargs, rules=self.book)
+            graph = trace(model, args, kwargs, rules=self.book, outputs=self.outputs)
             self._known[key] = fold_gains(graph, rules=self.book).graph if self.folds else graph
         return self._known[key]
 

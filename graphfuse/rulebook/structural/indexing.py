@@ -188,7 +188,10 @@ def index_put(op: Op) -> Label:
     at, place = _places(indices)
     tensors: list[Label] = [indices[d] for d in at]
     if any(label.is_mask for label in tensors):
-        raise NotImplementedError("writing through a boolean mask")
+        rows = _masked(op, x, tensors, at[0])
+        op.fix_values(x, values)
+        op.algebra.broadcast([rows.dims, values.dims])
+        return Label(x.dims)
     if _inverts(x, tensors, values):
         op.algebra.unify(values.dims[0], tensors[0].dims[0])
         return Label((tensors[0].points or (),), values.points, bijection=True)  # nothing is left of what x was
@@ -203,6 +206,28 @@ def index_put(op: Op) -> Label:
         op.algebra.separate(written, dim)
     op.algebra.broadcast([written, values.dims])
     return Label(x.dims)
+
+
+@INDEXING("masked_scatter")
+def masked_scatter(op: Op) -> Label:
+    """Where the mask says so, the next elements of the source, counted along all of its dims.
+
+    Along its last dims, if the mask is equal along them and the source has the same ones, whole rows are written.
+    """
+    x, mask, source = op.label("self"), op.label("mask"), op.label("source")
+    op.fix_values(x, source)
+    equal, same = op.algebra.leaves(tuple(mask.uniform)), 0
+    for a, m, b in zip(reversed(x.dims), reversed(mask.dims), reversed(source.dims), strict=False):
+        if dim_size(a) != dim_size(b) or not op.algebra.leaves(m) <= equal:
+            break
+        same += 1
+    pairs = list(zip(x.dims[x.rank - same :], source.dims[source.rank - same :], strict=True))
+    for label, kept in ((x, same), (source, same), (mask, 0)):
+        for dim in label.dims[: label.rank - kept]:
+            op.algebra.separate(label.dims, dim)
+            op.algebra.fix(dim, "mask")
+    op.algebra.unify_all(pairs)
+    return Label(op.algebra.norm_all(x.dims))
 
 
 def _inverts(x: Label, tensors: list[Label], values: Label) -> bool:

@@ -1,0 +1,271 @@
+"""Every way of making one model of the parents that the tables compare, and how each is measured.
+
+Fusing sees the parents and at most 512 unlabelled inputs; what has to be chosen is chosen on validation data.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphfuse.errors import GraphFuseError
+from graphfuse.fuse import FuseResult, fuse
+from graphfuse.roles import ROLES
+from quality import training
+from quality.data import Data, Part
+
+SAMPLES, BATCH = 512, 64
+STEPS, RATES, TUNING_SEED = 60, (1e-4, 3e-4, 1e-3), 1_000_003
+POINTS, BARRIER = 11, 1000
+BARE = {"least_squares": False, "batch_norm": True}
+UNALIGNED = {role: {"align": False} for role in ROLES}
+STAGES = ("oneshot", "calibrated", "refined", "tuned", "barrier")
+NO_LABELS = "there are no labels beside these parents"
+Config = dict[str, Any]
+REFINE = 2048
+"""Inputs that refinement may see; one shot and calibration see SAMPLES."""
+FUSED = ("oneshot", "calibrated", "refined")
+"""Stages that come of one call of ``fuse`` each."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A column of the tables; of several configs the one that is best on validation data, and without any no fusion.
+
+    A method that is ``whole`` calibrates and refines by itself, and has no stages before that.
+    """
+
+    title: str
+    configs: tuple[Config, ...] = ()
+    whole: bool = False
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that it has."""
+        return ("refined", "tuned") if self.whole else STAGES
+
+
+UNITS: Config = {"symmetry": "permutation"}
+"""What is published permutes units."""
+
+METHODS: dict[str, Method] = {
+    "parents": Method("parents"),
+    "ensemble": Method("ensemble"),
+    "plain": Method("plain average", ({**UNITS, "roles": UNALIGNED, "method": "weights"},)),
+    "weights": Method("weight matching", ({**UNITS, "method": "weights"},)),
+    "activations": Method("activation matching", ({**UNITS, "method": "activations"},)),
+    "flow": Method("flow (the paper's)", (
+        {**UNITS, "driver": "flow", "method": "activations"},
+        {**UNITS, "driver": "flow", "method": "activations", "solver": "sinkhorn"},
+    )),
+    "default": Method("graphfuse default", ({},)),
+    "auto": Method("graphfuse auto", ({"method": "auto", "samples": REFINE},), whole=True),
+}  # fmt: skip
+
+
+class Skipped(Exception):
+    """A cell that cannot be filled, and why."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is fused and measured: the parents (the first is the target), the data, the metric."""
+
+    models: tuple[nn.Module, ...]
+    data: Data
+    metric: str
+    samples: int = SAMPLES
+    batch: int = 128
+
+    def unlabelled(self, samples: int | None = None) -> list[Tensor]:
+        """All that fusing sees, by default ``samples`` inputs."""
+        return list(self.data.train.inputs[: samples or self.samples].split(BATCH))
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there is more to learn from the targets than what the parents say."""
+        return self.metric != "r2"
+
+    @property
+    def same_shapes(self) -> bool:
+        """Whether the models' plain average exists."""
+        shapes = [[tuple(p.shape) for p in model.parameters()] for model in self.models]
+        return all(other == shapes[0] for other in shapes)
+
+    def better(self, a: float, b: float) -> bool:
+        """Whether score ``a`` is better than ``b``."""
+        return a < b if self.metric == "loss" else a > b
+
+    def scores(self, model: nn.Module) -> dict[str, float]:
+        """A model on validation and test data."""
+        return {part: training.score(model, getattr(self.data, part), self.metric) for part in ("val", "test")}
+
+
+Cell = dict[str, Any]
+"""What a record says of a cell besides where it stands: scores, seconds, samples, or ``skipped`` with the reason."""
+
+
+def cells(name: str, bench: Bench, stages: Sequence[str]) -> dict[str, Cell]:
+    """The cells of a column for one pair: stage -> what was measured."""
+    if name == "ensemble":
+        return {"oneshot": _ensemble(bench)} if "oneshot" in stages else {}
+    return _parents(bench, stages) if name == "parents" else _fusions(METHODS[name], bench, stages)
+
+
+def _ensemble(bench: Bench) -> Cell:
+    def mean(part: Part) -> float:
+        outputs = zip(*(training.scores_of(model, part.inputs) for model in bench.models), strict=True)
+        return training.score_of((torch.stack(scores).mean(0) for scores in outputs), part, bench.metric)
+
+    begin = time.perf_counter()
+    found = {"val": mean(bench.data.val), "test": mean(bench.data.test)}
+    return {**found, "seconds": time.perf_counter() - begin, "samples": 0}
+
+
+def _parents(bench: Bench, stages: Sequence[str]) -> dict[str, Cell]:
+    found: dict[str, Cell] = {}
+    if "oneshot" in stages:
+        found["oneshot"] = {"each": [bench.scores(model) for model in bench.models], "samples": 0}
+    if "tuned" in stages and bench.labelled:
+        found["tuned"] = {"each": [_tuned(bench, model) for model in bench.models], "samples": 0}
+    for cell in found.values():
+        best = min(cell["each"], key=lambda one: one["val"] if bench.metric == "loss" else -one["val"])
+        seconds = sum(one.get("seconds", 0) for one in cell["each"])
+        cell |= {"val": best["val"], "test": best["test"], "seconds": seconds}
+    return found if bench.labelled else {"tuned": {"skipped": NO_LABELS}, **found}
+
+
+def _fusions(method: Method, bench: Bench, stages: Sequence[str]) -> dict[str, Cell]:
+    found: dict[str, Cell] = {}
+    results: dict[str, FuseResult] = {}
+    needed = set(stages) | ({"oneshot"} if "barrier" in stages else set())
+    needed |= set(FUSED) if "tuned" in stages else set()
+    for stage in (stage for stage in FUSED if stage in method.stages):
+        if stage in needed:
+            more = Config() if method.whole else _extra(stage, bench)
+            try:
+                results[stage], found[stage] = _best(bench, [{**config, **more} for config in method.configs])
+            except Skipped as reason:
+                found[stage] = {"skipped": str(reason)}
+    models = {stage: result.model for stage, result in results.items()}
+    later: dict[str, Callable[[], Cell]] = {
+        "tuned": lambda: _tuned_best(bench, models, found),
+        "barrier": lambda: _barrier(bench, results),
+    }
+    refused = next((cell["skipped"] for cell in found.values() if "skipped" in cell), None)
+    for stage, measure in later.items():
+        if stage in stages:
+            reason = refused if not results else None if bench.labelled else NO_LABELS
+            found[stage] = {"skipped": reason} if reason else measure()
+    return found
+
+
+def _extra(stage: str, bench: Bench) -> Config:
+    """What a stage adds to the config of a method; targets of labelled data are classes, so outputs are logits."""
+    loss = "divergence" if bench.labelled else "squared"
+    extra: dict[str, Config] = {"oneshot": {"calibrate": BARE}, "calibrated": {}}
+    return extra.get(stage, {"samples": REFINE, "refine": {"what": "weights", "loss": loss}})
+
+
+def _best(bench: Bench, configs: Sequence[Config]) -> tuple[FuseResult, Cell]:
+    """The fusion, of these configs, that is best on validation data, and its cell; the seconds are of all of them.
+
+    Skipped where graphfuse refuses them all.
+    """
+    seconds, kept, refused = 0.0, None, Skipped("there is no config")
+    for config in configs:
+        try:
+            result, took = _fused(bench, config)
+        except Skipped as reason:
+            refused = reason
+            continue
+        seconds += took
+        cell = {**bench.scores(result.model), "samples": config.get("samples", bench.samples), "config": config}
+        if kept is None or bench.better(cell["val"], kept[1]["val"]):
+            kept = result, cell
+    if kept is None:
+        raise refused
+    return kept[0], {**kept[1], "seconds": seconds}
+
+
+def _fused(bench: Bench, config: Config) -> tuple[FuseResult, float]:
+    """A fusion and its seconds; Skipped where graphfuse refuses."""
+    if not bench.same_shapes and config.get("roles") == UNALIGNED:
+        raise Skipped("parents of different shapes have no plain average")
+    begin = time.perf_counter()
+    try:
+        given = {"samples": bench.samples, **config}
+        result = fuse(bench.models, data=bench.unlabelled(given["samples"]), config=given)
+    except GraphFuseError as error:
+        raise Skipped(str(error).splitlines()[0]) from error
+    return result, time.perf_counter() - begin
+
+
+def _tuned_best(bench: Bench, models: Mapping[str, nn.Module], cells: Mapping[str, Cell]) -> Cell:
+    """Fine-tuning of the stage that is best on validation data."""
+    best = next(iter(models))
+    for stage in models:
+        best = stage if bench.better(cells[stage]["val"], cells[best]["val"]) else best
+    return {**_tuned(bench, models[best]), "from": best, "samples": STEPS * bench.batch}
+
+
+def _tuned(bench: Bench, model: nn.Module) -> Cell:
+    """The same labelled batches and steps for every model, at the rate that is best on validation data."""
+    begin, best, kept = time.perf_counter(), None, None
+    for rate in RATES:
+        recipe = training.Recipe(STEPS, rate, bench.batch)
+        tuned = training.optimise(copy.deepcopy(model), bench.data.train, recipe, TUNING_SEED)
+        val = training.score(tuned, bench.data.val, bench.metric)
+        if best is None or bench.better(val, best["val"]):
+            best, kept = {"val": val, "rate": rate}, tuned
+    assert best is not None and kept is not None
+    test = training.score(kept, bench.data.test, bench.metric)
+    return {**best, "test": test, "seconds": time.perf_counter() - begin}
+
+
+@torch.no_grad()
+def _barrier(bench: Bench, results: Mapping[str, FuseResult]) -> Cell:
+    """The largest rise of the loss above the straight line between its ends, from the first to the aligned second."""
+    if "oneshot" not in results:
+        return {"skipped": "there is no one-shot fusion"}
+    target, part = bench.models[0], bench.data.test.take(slice(BARRIER))
+    try:
+        ends = [results["oneshot"].alignment.apply(m.state_dict(), k) for k, m in enumerate(bench.models[:2])]
+    except GraphFuseError as error:
+        return {"skipped": str(error).splitlines()[0]}
+    begin, losses = time.perf_counter(), []
+    for i in range(POINTS):
+        point = copy.deepcopy(target)
+        point.load_state_dict({
+            name: torch.lerp(value, ends[1][name], i / (POINTS - 1)) if value.is_floating_point() else value
+            for name, value in ends[0].items()
+        })  # fmt: skip
+        losses.append(training.score(reestimate(point, bench.unlabelled()), part, "loss"))
+    line = torch.linspace(losses[0], losses[-1], POINTS)
+    barrier = (torch.tensor(losses) - line).max().item()
+    return {"test": barrier, "losses": losses, "seconds": time.perf_counter() - begin, "samples": bench.samples}
+
+
+@torch.no_grad()
+def reestimate(model: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:
+    """Give each batch norm of a model, in place, the statistics of these inputs; other models stay as they are."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    kept = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over all batches
+        norm.train()
+    if norms:
+        for batch in inputs:
+            model(batch)
+    for norm, momentum in zip(norms, kept, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+    return model

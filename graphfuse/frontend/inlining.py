@@ -1,0 +1,90 @@
+"""Control flow that torch keeps in sub-graphs, written out: loops of known length step by step, both sides of a branch.
+
+What is left in a sub-graph (a loop whose length depends on data) stays one opaque node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+Values = list[Any]
+
+
+def inline(graph_module: fx.GraphModule) -> None:
+    """Replace ``map``, ``scan`` and ``cond`` by what they compute, innermost first, in place."""
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        expand = EXPANSIONS.get(str(node.target)) if node.op == "call_function" else None
+        if expand is None:
+            continue
+        for operand in node.args:
+            if isinstance(operand, fx.Node) and operand.op == "get_attr":
+                inline(getattr(graph_module, str(operand.target)))
+        try:
+            with graph.inserting_before(node):
+                results = expand(_Writer(graph_module, node), *node.args)
+        except Exception:  # a choice by a number, a size that depends on data: the node stays opaque, which is sound
+            continue
+        for user in list(node.users):  # an op of several results is read by index only
+            user.replace_all_uses_with(results[user.args[1]])
+            graph.erase_node(user)
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
+    graph_module.recompile()
+
+
+class _Writer:
+    """Writes nodes in place of one that holds sub-graphs."""
+
+    def __init__(self, graph_module: fx.GraphModule, node: fx.Node) -> None:
+        self.graph_module, self.node = graph_module, node
+
+    def body(self, function: fx.Node, operands: Sequence[Any]) -> Values:
+        """The nodes of a sub-graph, given its operands; returns its outputs."""
+        inner: fx.Graph = getattr(self.graph_module, str(function.target)).graph
+        known = dict(zip(inner.find_nodes(op="placeholder"), operands, strict=True))
+        return list(self.node.graph.graph_copy(inner, known))  # pyright: ignore[reportArgumentType]
+
+    def op(self, target: Any, *args: Any) -> fx.Node:
+        """One op, with the meta data that export would give it."""
+        written = self.node.graph.call_function(target, args)
+        where = {key: self.node.meta[key] for key in ("stack_trace", "nn_module_stack") if key in self.node.meta}
+        written.meta = {**where, "val": target(*fx.map_arg(args, lambda operand: operand.meta["val"]))}
+        return written
+
+    def rows(self, values: Sequence[fx.Node], i: int) -> Values:
+        """The i-th slice of each."""
+        return [self.op(aten.select.int, value, 0, i) for value in values]
+
+    def stacks(self, steps: Sequence[Values]) -> Values:
+        """What the steps gave, one after the other."""
+        return [self.op(aten.stack.default, list(parts), 0) for parts in zip(*steps, strict=True)]
+
+
+def _map(write: _Writer, function: fx.Node, values: Sequence[fx.Node], shared: Sequence[Any]) -> Values:
+    count = values[0].meta["val"].shape[0]
+    return write.stacks([write.body(function, [*write.rows(values, i), *shared]) for i in range(count)])
+
+
+def _scan(
+    write: _Writer, function: fx.Node, first: Sequence[Any], values: Sequence[fx.Node], shared: Sequence[Any]
+) -> Values:
+    carried, steps = list(first), []
+    for i in range(values[0].meta["val"].shape[0]):
+        results = write.body(function, [*carried, *write.rows(values, i), *shared])
+        carried, step = results[: len(carried)], results[len(carried) :]
+        steps.append(step)
+    return [*carried, *write.stacks(steps)]
+
+
+def _cond(write: _Writer, choice: Any, yes: fx.Node, no: fx.Node, operands: Sequence[Any]) -> Values:
+    sides = zip(write.body(yes, operands), write.body(no, operands), strict=True)
+    return [write.op(aten.where.self, choice, a, b) for a, b in sides]
+
+
+EXPANSIONS: Mapping[str, Callable[..., Values]] = {"map_impl": _map, "scan": _scan, "cond": _cond}

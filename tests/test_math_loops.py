@@ -1,0 +1,84 @@
+"""Control flow that torch keeps in sub-graphs: map, scan, cond; and a while loop, of which nothing is claimed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from mathematics import Net, check, weight
+from torch import Tensor, nn
+from torch._higher_order_ops.map import map as each
+from torch._higher_order_ops.scan import scan
+
+import graphfuse
+from graphfuse.capture import state_of
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the compiler's own, where these ops run
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+    torch.compiler.reset()  # these ops are compiled where they run, and what one test compiled is not the next one's
+
+
+def mapped(s: Net, h: Tensor) -> Tensor:
+    return each(lambda row: torch.tanh(row @ s.mix), h)  # pyright: ignore[reportArgumentType]
+
+
+def scanned(s: Net, h: Tensor) -> Tensor:
+    def step(carry: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+        new = torch.tanh(row + carry @ s.mix)
+        return new, new * 2
+
+    return scan(step, h.new_zeros(h.shape[1], 9), h)[1]
+
+
+def branched(s: Net, h: Tensor) -> Tensor:
+    return torch.cond(h.sum() > 0, lambda h: torch.tanh(h @ s.mix), lambda h: torch.tanh(s.side(h)), (h,))
+
+
+def test_what_a_map_does_to_each_row_is_done_to_all() -> None:
+    def forward(s: Net, x: Tensor) -> Tensor:
+        return s.out(mapped(s, s.inp(x)))
+
+    model = Net(forward, inp=nn.Linear(5, 9), mix=weight(9, 7), out=nn.Linear(7, 2))
+    check(model, torch.randn(4, 3, 5), expect={(9, ()): 1, (7, ()): 1})
+
+
+def test_the_state_that_a_scan_carries_is_one_axis() -> None:
+    def forward(s: Net, x: Tensor) -> Tensor:
+        return s.out(scanned(s, s.inp(x)))
+
+    model = Net(forward, inp=nn.Linear(5, 9), mix=weight(9, 9), out=nn.Linear(9, 2))
+    check(model, torch.randn(4, 3, 5), expect={(9, ()): 1})
+
+
+def test_both_sides_of_a_branch_share_what_they_read_and_give() -> None:
+    def forward(s: Net, x: Tensor) -> Tensor:
+        return s.out(branched(s, s.inp(x)))
+
+    model = Net(forward, inp=nn.Linear(5, 9), mix=weight(9, 7), side=nn.Linear(9, 7), out=nn.Linear(7, 2))
+    check(model, torch.randn(4, 5), expect={(9, ()): 1, (7, ()): 1}, sensitivity=0.5)
+
+
+def test_a_loop_of_unknown_length_fixes_all_that_it_touches_and_says_so() -> None:
+    def forward(s: Net, x: Tensor) -> Tensor:
+        def more(h: Tensor) -> Tensor:
+            return h.abs().max() > 0.5
+
+        (h,) = torch.while_loop(more, lambda h: (torch.tanh(h @ s.mix) / 2,), (s.inp(x),))
+        return s.out(torch.relu(s.up(h)))
+
+    model = Net(forward, inp=nn.Linear(5, 9), mix=weight(9, 9), up=nn.Linear(9, 7), out=nn.Linear(7, 2))
+    graph = check(model, torch.randn(4, 5), expect={(7, ()): 1}, notes=True)
+    assert [note.message for note in graph.notes] == ["while_loop: not an ATen op; everything that it touches is fixed"]
+
+
+@pytest.mark.parametrize("part", [mapped, scanned, branched])
+def test_what_is_written_out_computes_the_same(part: Callable[[Net, Tensor], Tensor]) -> None:
+    model = Net(lambda s, x: part(s, s.inp(x)), inp=nn.Linear(5, 9), mix=weight(9, 9), side=nn.Linear(9, 9))
+    x = torch.randn(4, 3, 5)
+    graph = graphfuse.trace(model, x)
+    torch.testing.assert_close(graph.captured.run(state_of(model), (x,)), model(x), rtol=1e-5, atol=1e-6)
