@@ -157,7 +157,7 @@ def test_a_map_without_its_context_is_refused_unless_that_has_one_element() -> N
 
 
 def test_a_map_is_either_hard_or_a_plan_of_the_right_rank() -> None:
-    with pytest.raises(ValueError, match="either a plan or an index"):
+    with pytest.raises(ValueError, match="one of a plan, an index and a matrix"):
         AxisMap(0)
     with pytest.raises(ValueError, match="a map of 2 dims, expected 4"):
         AxisMap(0, (1,), plan=torch.rand(3, 3))
