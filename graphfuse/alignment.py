@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from graphfuse.aligned import Aligned, Alignment
-from graphfuse.capture import state_of
-from graphfuse.config import FuseConfig, nearest
+from graphfuse.config import FuseConfig
 from graphfuse.correspond import Correspondence, correspond
 from graphfuse.costs.activations import ActivationEvidence
 from graphfuse.costs.blend import BlendEvidence
@@ -22,40 +18,18 @@ from graphfuse.costs.magnitude import magnitudes
 from graphfuse.costs.moments import Measure
 from graphfuse.costs.sites import sites
 from graphfuse.costs.weights import WeightEvidence, left_out
-from graphfuse.errors import CheckpointError, ConfigError, CorrespondenceError, DataError
-from graphfuse.folding import Fold
-from graphfuse.lockstep import Batch, Lockstep, batches
+from graphfuse.errors import ConfigError, CorrespondenceError
+from graphfuse.lockstep import Lockstep
 from graphfuse.maps import identity
-from graphfuse.matching import Form, Tracer, call_of, forms_of, without_gains
-from graphfuse.roles import ROLES
-from graphfuse.rulebook import load_rules
+from graphfuse.prepared import Config, Prepared, Progress, prepare
 from graphfuse.symmetry import Axis, TensorLabel
 from graphfuse.together import Together
 from graphfuse.transport.circuit import wire
 from graphfuse.transport.coordinate import Solution, coordinate
-from graphfuse.transport.flow import WEIGHTED, flow, places_of
+from graphfuse.transport.flow import flow, places_of
 from graphfuse.transport.wires import Wire, Wiring
 
 __all__ = ["Aligned", "Alignment", "Prepared", "Progress", "align", "match", "prepare"]
-
-Progress = Callable[[str, int, int], None]
-Config = FuseConfig | Mapping[str, Any] | str | Path | None
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """Models that have been traced, related to each other and checked, with the data to be used."""
-
-    models: tuple[nn.Module, ...]
-    states: tuple[Mapping[str, Tensor], ...]
-    correspondence: Correspondence
-    lockstep: Lockstep
-    data: tuple[Batch, ...]
-    config: FuseConfig
-    method: Literal["weights", "activations", "blend"]
-    forms: tuple[Form, ...] = ()
-    folds: tuple[Fold, ...] = ()
-    notes: tuple[str, ...] = ()
 
 
 def align(
@@ -108,51 +82,6 @@ def align(
     ['0.bias', '0.weight', '2.bias', '2.weight']
     """
     return match(prepare(models, args, kwargs, data=data, config=config, rules=rules, progress=progress), progress)
-
-
-def prepare(
-    models: Sequence[nn.Module],
-    args: tuple[Any, ...] | Tensor = (),
-    kwargs: Mapping[str, Any] | None = None,
-    *,
-    data: Iterable[Any] | None = None,
-    config: Config = None,
-    rules: Iterable[Any] = (),
-    progress: Progress | None = None,
-) -> Prepared:
-    """Everything that can go wrong with the inputs of :func:`align`, before anything is computed."""
-    settings = FuseConfig.parse(config)
-    models = _some(models, settings)
-    method = _method(settings, data is not None)
-    _check_costs(settings, method)
-    found = tuple(batches(data, settings.samples)) if data is not None else ()
-    args = (args,) if isinstance(args, Tensor) else tuple(args)
-    if found:
-        args, kwargs = found[0].args, found[0].kwargs
-    elif settings.refine.what != "none":
-        raise DataError("refine: there are no inputs to learn from.\n  what to do: pass data, or leave refine out")
-    elif not args and not kwargs:
-        raise DataError("no example inputs.\n  what to do: pass args or kwargs as the models take them, or data")
-    for k, model in enumerate(models):
-        _check_finite(state_of(model), k)
-    tracer = Tracer(load_rules(rules), outputs=settings.outputs)
-    forms = forms_of(models, args, kwargs or {}, found, settings, tracer, _traced(progress, len(models)))
-    calls = [call_of(models[settings.target], form.model, args, kwargs or {}) for form in forms]
-    folds: tuple[Fold, ...] = ()
-    if settings.rotating:
-        forms, folds = without_gains(forms, calls, tracer, settings.target)
-    models = tuple(form.model for form in forms)
-    graphs = [tracer(model, *call) for model, call in zip(models, calls, strict=True)]
-    states = tuple(form.state for form in forms)
-    relation = correspond(graphs, settings.target, [form.absent(graphs[settings.target]) for form in forms])
-    _check_roles(settings, relation)
-    lockstep = Lockstep(models, relation, states, tracer)
-    notes = tuple(note for form in forms for note in form.notes)
-    return Prepared(models, states, relation, lockstep, found, settings, method, forms, folds, notes)
-
-
-def _traced(progress: Progress | None, total: int) -> Callable[[int], None]:
-    return lambda done: progress("trace", done, total) if progress is not None else None
 
 
 def match(prepared: Prepared, progress: Progress | None = None) -> Alignment:
@@ -323,20 +252,6 @@ def _remarks(found: Aligned, k: int, target: int) -> list[str]:
 # --------------------------------------------------------------------- checks
 
 
-def _some(models: Sequence[nn.Module], config: FuseConfig) -> tuple[nn.Module, ...]:
-    models = tuple(models)
-    if len(models) < 2:
-        raise DataError(f"expected two or more models, got {len(models)}")
-    for k, model in enumerate(models):
-        if not isinstance(model, nn.Module):
-            raise DataError(f"model {k} is no torch.nn.Module but a {type(model).__name__}")
-    if config.target >= len(models):
-        raise ConfigError(f"config: target: there is no model {config.target}; the {len(models)} models count from 0")
-    if config.weights is not None and len(config.weights) != len(models):
-        raise ConfigError(f"config: weights: expected one for each of {len(models)} models, got {len(config.weights)}")
-    return models
-
-
 def _check_still(prepared: Prepared, still: Sequence[Axis], k: int) -> None:
     """Axes that keep their order must have one size."""
     relation, config = prepared.correspondence, prepared.config
@@ -358,51 +273,3 @@ def _check_same_ops(prepared: Prepared, k: int) -> None:
             f"models {prepared.correspondence.target} and {k} have the same parameters but run other ops, so their "
             "activations cannot be compared.\n  what to do: use method weights"
         )
-
-
-def _method(config: FuseConfig, has_data: bool) -> Literal["weights", "activations", "blend"]:
-    if config.driver == "flow" and config.flow.residual in WEIGHTED and not has_data:
-        raise DataError(
-            f"flow.residual {config.flow.residual} weighs by activations, but there is no data.\n"
-            "  what to do: pass data, or use residual: mean"
-        )
-    if config.method in ("default", "auto"):
-        return "activations" if has_data else "weights"
-    if config.method != "weights" and not has_data:
-        raise DataError(
-            f"method {config.method} compares activations, but there is no data.\n"
-            "  what to do: pass data, or use method weights"
-        )
-    return config.method
-
-
-def _check_costs(config: FuseConfig, method: str) -> None:
-    """Settings that speak of activations are an error where none are looked at."""
-    defaults = FuseConfig.model_validate({})
-    said = {
-        "filter": config.filter != defaults.filter,
-        "cost: site": config.cost.site != defaults.cost.site,
-        "cost: activations": config.cost.activations != defaults.cost.activations,
-        "cost: importance": config.cost.importance == "activations",
-    }
-    for key in [key for key, given in said.items() if given and method == "weights"]:
-        raise ConfigError(
-            f"config: {key}: speaks of activations, but models are matched by their weights.\n"
-            "  what to do: pass data, with method activations or blend, or leave it out"
-        )
-
-
-def _check_finite(state: Mapping[str, Tensor], k: int) -> None:
-    bad = [name for name, x in state.items() if x.is_floating_point() and not bool(torch.isfinite(x).all())]
-    if bad:
-        raise CheckpointError(
-            f"model {k} has values that are not finite, in {len(bad)} of {len(state)} tensors: {', '.join(bad[:3])}.\n"
-            "  what to do: use a checkpoint without NaN or infinite values"
-        )
-
-
-def _check_roles(config: FuseConfig, relation: Correspondence) -> None:
-    valid = [*ROLES, *(axis.name for axis in relation.free)]
-    for key in config.roles:
-        if key not in valid:
-            raise ConfigError(f"config: roles: no role or axis {key!r}; {nearest(key, valid)}")

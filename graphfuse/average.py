@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from graphfuse.aligned import Alignment
-from graphfuse.alignment import Prepared
 from graphfuse.capture import state_of
+from graphfuse.prepared import Prepared
 
 
 def shares_of(prepared: Prepared) -> tuple[float, ...]:

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from graphfuse.aligned import Alignment
-from graphfuse.alignment import Prepared
 from graphfuse.average import shares_of
 from graphfuse.capture import state_of
 from graphfuse.config import FuseConfig
 from graphfuse.errors import GraphFuseError
 from graphfuse.lockstep import parted
+from graphfuse.prepared import Prepared
 from graphfuse.refine import Teacher, held_out, run_model
 from graphfuse.roles import ROLES
 

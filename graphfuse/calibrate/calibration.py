@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from graphfuse.aligned import Aligned, Alignment
-from graphfuse.alignment import Prepared
 from graphfuse.calibrate.fit import Evidence, fit
 from graphfuse.calibrate.plan import Fit, Plan, plan_of
 from graphfuse.calibrate.sensitivity import row_weights, sensitivities
 from graphfuse.calibrate.walk import Lane, lanes_of
 from graphfuse.config import CalibrateConfig
+from graphfuse.prepared import Prepared
 from graphfuse.symmetry import Statistics
 
 Progress = Callable[[str, int, int], None]

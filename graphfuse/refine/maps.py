@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from graphfuse.aligned import Aligned, Alignment
-from graphfuse.alignment import Prepared
 from graphfuse.average import average
 from graphfuse.axes import SymmetryClass
 from graphfuse.config import RefineConfig
 from graphfuse.lockstep import parted
 from graphfuse.maps import AxisMap
+from graphfuse.prepared import Prepared
 from graphfuse.refine.loop import Budget, Descent, Progress, descend
 from graphfuse.refine.objective import Teacher, held_out, run_model
 from graphfuse.transport.solvers import assign, differentiable
