@@ -68,7 +68,8 @@ def dotted(path: str) -> str:
 class Reads(TorchFunctionMode):
     """Notes the user's lines, below the function ``entry``, at which a tensor's value leaves for Python or numpy.
 
-    ``tensors`` are those read: what is computed of them outside has no node in the graph.
+    ``tensors`` are those of several elements: what is computed of them outside has no node in the graph. (A single
+    number has no axis.)
     """
 
     names = ("numpy", "tolist", "item", "__array__", "__bool__", "__float__", "__int__", "__index__")
@@ -83,9 +84,8 @@ class Reads(TorchFunctionMode):
         if getattr(func, "__name__", "") in self.names:
             frames = traceback.extract_stack()
             start = max((i for i, frame in enumerate(frames) if frame.name == self.entry), default=0)
-            self.tensors += [
-                x for x in args[:1] if isinstance(x, torch.Tensor) and all(x is not y for y in self.tensors)
-            ]
+            known = {id(x) for x in self.tensors}
+            self.tensors += [x for x in args[:1] if x.numel() > 1 and id(x) not in known]
             self.lines.add(_deepest([(f.filename, f.lineno, f.line) for f in frames[start:-1]]))
         return func(*args, **(kwargs or {}))
 
