@@ -77,6 +77,7 @@ def align(
 
     Examples
     --------
+    >>> import torch
     >>> a, b = (torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)) for _ in range(2))
     >>> sorted(align([a, b], torch.zeros(1, 4)).apply(b.state_dict(), model=1))
     ['0.bias', '0.weight', '2.bias', '2.weight']
