@@ -10,13 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from graphfuse import archive
-from graphfuse.axes import Case, Dim, Factor, Layout, Leaf, Sum, SymmetryClass, walk_leaves
+from graphfuse.axes import Layout, SymmetryClass, walk_leaves
 from graphfuse.carry import transform
 from graphfuse.cells import shape_of
 from graphfuse.errors import CheckpointError, DataError
 from graphfuse.folding import Fold, fold_state
 from graphfuse.maps import AxisMap
 from graphfuse.matching import renamed
+from graphfuse.plain import layout_in, layout_out
 from graphfuse.relative import relative
 from graphfuse.symmetry import Axis, TensorLabel, Touch
 from graphfuse.transport.family import Agreement
@@ -56,7 +57,7 @@ class Alignment:
     It knows the layout of every parameter and moved buffer, so it applies to any checkpoint of the same architecture.
     ``folds`` are gains that go into the layers that read them before anything is carried.
     Where maps differ from place to place (``driver: flow``), ``axes`` has one entry for each map, and ``labels`` says
-    which tensor has which; ``nodes`` says it of the target's activations, while they are at hand (it is not saved).
+    which tensor has which; ``nodes`` says it of the target's activations.
     """
 
     target: int
@@ -239,7 +240,7 @@ def _encode(alignment: Alignment) -> dict[str, Any]:
         "method": alignment.method,
         "axes": [[a.id, a.name, a.role, a.size, int(a.symmetry), list(a.context)] for a in alignment.axes],
         "labels": [
-            [x.name, list(x.shape), _dims_out(x.dims), list(x.consumed), list(x.gains)]
+            [x.name, list(x.shape), layout_out(x.dims), list(x.consumed), list(x.gains)]
             for x in alignment.labels.values()
         ],
         "aliases": dict(alignment.aliases),
@@ -256,12 +257,16 @@ def _encode(alignment: Alignment) -> dict[str, Any]:
             for part in alignment.models
         ],
         "notes": list(alignment.notes),
+        "nodes": {
+            name: [None if dims is None else layout_out(dims) for dims in parts]
+            for name, parts in alignment.nodes.items()
+        },
     }
 
 
 def _decode(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Alignment:
     labels = {
-        name: TensorLabel(name, tuple(shape), _layout_in(dims), tuple(consumed), tuple(gains))
+        name: TensorLabel(name, tuple(shape), layout_in(dims), tuple(consumed), tuple(gains))
         for name, shape, dims, consumed, gains in document["labels"]
     }
     touches: dict[int, dict[Touch, None]] = {}
@@ -284,6 +289,10 @@ def _decode(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Align
         ),
         models=tuple(_aligned(k, part, tensors) for k, part in enumerate(document["models"])),
         notes=tuple(document["notes"]),
+        nodes={
+            name: tuple(None if dims is None else layout_in(dims) for dims in parts)
+            for name, parts in document["nodes"].items()
+        },
     )
 
 
@@ -300,36 +309,3 @@ def _aligned(k: int, part: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
         absent=frozenset(part["absent"]),
         layers=dict(part["layers"]),
     )
-
-
-def _dims_out(dims: Layout) -> list[Any]:
-    return [_dim_out(dim) for dim in dims]
-
-
-def _dim_out(dim: Dim) -> list[Any]:
-    """A leaf is [id, size, dual]; a sum {"sum": [dims]}; a case {"case": [[id, size, dim], ...]}."""
-    words: list[Any] = []
-    for factor in dim:
-        match factor:
-            case Leaf():
-                words.append([factor.id, factor.size, factor.dual])
-            case Sum():
-                words.append({"sum": [_dim_out(part) for part in factor.parts]})
-            case Case():
-                words.append({"case": [[key.id, key.size, _dim_out(branch)] for key, branch in factor.branches]})
-    return words
-
-
-def _layout_in(words: list[Any]) -> Layout:
-    return tuple(_dim_in(dim) for dim in words)
-
-
-def _dim_in(words: list[Any]) -> Dim:
-    def factor(word: Any) -> Factor:
-        if isinstance(word, list):
-            return Leaf(*word)
-        if "sum" in word:
-            return Sum(tuple(_dim_in(part) for part in word["sum"]))
-        return Case(tuple((Leaf(id, size), _dim_in(branch)) for id, size, branch in word["case"]))
-
-    return tuple(factor(word) for word in words)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from graphfuse.errors import CheckpointError, OutputError
 
-VERSION = 2
+VERSION = 3
 
 
 def write(path: str | os.PathLike[str], kind: str, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

@@ -18,7 +18,9 @@ from torch.testing import assert_close
 import graphfuse
 from graphfuse.alignment import Alignment, Prepared, match
 from graphfuse.alignment import prepare as prepare_any
+from graphfuse.average import average
 from graphfuse.axes import walk_leaves
+from graphfuse.calibrate import calibrate
 from graphfuse.calibrate.walk import lanes_of
 from graphfuse.capture import state_of
 from graphfuse.config import FuseConfig
@@ -406,7 +408,21 @@ def test_an_alignment_with_maps_on_edges_is_the_same_when_loaded(tmp_path: Path)
     found.save(tmp_path / "a.safetensors")
     loaded = Alignment.load(tmp_path / "a.safetensors")
     assert (loaded.to_json(), str(loaded), loaded.axes) == (found.to_json(), str(found), found.axes)
+    assert found.nodes and loaded.nodes == found.nodes
     assert_same(loaded.apply(state, 1), found.apply(state, 1), 0)
+
+
+def test_a_loaded_alignment_with_maps_on_edges_calibrates_to_the_same_bytes(tmp_path: Path) -> None:
+    prepared, shares = attention(), (0.5, 0.5)
+    found = flowing(prepared, residual="mean", qk="separate", solver="sinkhorn")
+    found.save(tmp_path / "a.safetensors")
+    loaded = Alignment.load(tmp_path / "a.safetensors")
+    once, again, unlabelled = (
+        calibrate(prepared, each, average(prepared, each, shares), shares).state
+        for each in (found, loaded, replace(loaded, nodes={}))
+    )
+    assert_same(dict(again), dict(once), 0)
+    assert any(not torch.equal(value, unlabelled[name]) for name, value in once.items())
 
 
 def test_calibration_moves_activations_by_the_maps_of_their_places() -> None:
