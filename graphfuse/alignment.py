@@ -10,14 +10,12 @@ from torch import Tensor, nn
 from graphfuse.aligned import Aligned, Alignment
 from graphfuse.config import FuseConfig
 from graphfuse.correspond import Correspondence, correspond
-from graphfuse.costs.activations import ActivationEvidence
-from graphfuse.costs.blend import BlendEvidence
 from graphfuse.costs.evidence import Evidence, Problem
-from graphfuse.costs.filters import selection
 from graphfuse.costs.magnitude import magnitudes
 from graphfuse.costs.moments import Measure
 from graphfuse.costs.sites import sites
-from graphfuse.costs.weights import WeightEvidence, left_out
+from graphfuse.costs.sources import Comparison, compared
+from graphfuse.costs.weights import WeightEvidence
 from graphfuse.errors import ConfigError, CorrespondenceError
 from graphfuse.lockstep import Lockstep
 from graphfuse.maps import identity
@@ -133,13 +131,10 @@ def _together(
         raise ConfigError(
             f"config: scheme: {config.scheme} needs models of one depth.\n  what to do: use scheme anchor"
         )
-    counted = None
-    if prepared.method != "weights":
-        looked_at = {name for names in sites(relation.graph, config.cost.site).values() for name in names}
-        counted = selection(config.filter, prepared.lockstep, prepared.data, looked_at)
+    compared_by = Comparison.of(config, prepared.method, prepared.lockstep, prepared.data)
     joint = Together(
-        problems, relation, prepared.states, prepared.lockstep, prepared.data, _parameters(prepared, wiring), config,
-        prepared.method, _measure(config, prepared.method), counted,
+        problems, relation, prepared.states, prepared.lockstep, _parameters(prepared, wiring), compared_by,
+        _measure(config, prepared.method),
     )  # fmt: skip
     target = relation.target
     own = {axis.id: problems[target].start(axis) for axis in problems[target].axes}
@@ -150,10 +145,8 @@ def _together(
 def _parameters(prepared: Prepared, wiring: Wiring, k: int | None = None) -> list[TensorLabel]:
     """The tensors that are compared: all that model ``k`` has."""
     relation = prepared.correspondence
-    parameters = {slot.name for slot in relation.graph.captured.inputs if slot.kind == "parameter"}
-    absent = relation.absent[k] if k is not None else frozenset[str]()
-    wanted = parameters - absent - left_out(relation.graph, prepared.config.cost)
-    return [label for name, label in wiring.labels.items() if name in wanted]
+    absent = relation.absent[k] if k is not None else ()
+    return compared(relation.graph, wiring.labels, prepared.config, absent)
 
 
 # ---------------------------------------------------------------------- steps
@@ -197,23 +190,16 @@ def _evidence(
     prepared: Prepared, problem: Problem, wiring: Wiring, k: int, pair: Lockstep | None, progress: Progress | None
 ) -> tuple[Evidence, Evidence | None]:
     """Where likeness comes from, and the masses of units (None: all have the same)."""
-    target, cost = prepared.correspondence.target, prepared.config.cost
-    labels = _parameters(prepared, wiring, k)
-    flows = prepared.config.driver == "flow"
+    target, config = prepared.correspondence.target, prepared.config
+    labels, flows = _parameters(prepared, wiring, k), config.driver == "flow"
     rows = {wire.axis.id: wire.tensors for wire in wiring.wires} if flows else None
     weights = WeightEvidence(problem, labels, prepared.states[target], prepared.states[k], rows)
-    if prepared.method == "weights" or pair is None:
-        return weights, weights if cost.importance == "weights" else None
-    shown = sites(pair.correspondence.graph, cost.site)
-    if flows:
-        shown = {wire.axis.id: wiring.sites(wire, shown, cost.site == "post") for wire in wiring.wires}
-    looked_at = {name for names in shown.values() for name in names}
-    counted = selection(prepared.config.filter, pair, prepared.data, looked_at)
-    blend = prepared.method == "blend"
-    again = blend or cost.importance == "activations"
-    activations = ActivationEvidence(problem, pair, prepared.data, weights, progress, cost, counted, shown, keep=again)
-    evidence = BlendEvidence(activations, weights, prepared.config.blend) if blend else activations
-    return evidence, {"uniform": None, "activations": activations, "weights": weights}[cost.importance]
+    shown = None
+    if flows and pair is not None:
+        known = sites(pair.correspondence.graph, config.cost.site)
+        shown = {wire.axis.id: wiring.sites(wire, known, config.cost.site == "post") for wire in wiring.wires}
+    compared_by = Comparison.of(config, prepared.method, pair, prepared.data, shown, progress)
+    return compared_by.evidence(problem, weights, pair)
 
 
 def _pair(prepared: Prepared, wiring: Wiring, k: int, notes: list[str]) -> Lockstep:

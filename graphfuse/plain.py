@@ -8,7 +8,7 @@ from graphfuse.axes import Case, Dim, Factor, Layout, Leaf, Sum
 
 
 def layout_out(dims: Layout) -> list[Any]:
-    """A list for each dim: a leaf is [id, size, dual]; a sum {"sum": [dims]}; a case {"case": [[id, size, dim], ...]}."""
+    """One list a dim: a leaf is [id, size, dual], a sum {"sum": [dims]}, a case {"case": [[id, size, dim], ...]}."""
     return [_dim_out(dim) for dim in dims]
 
 

@@ -10,6 +10,7 @@ import copy
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,15 +20,16 @@ from graphfuse.aligned import Aligned, Alignment
 from graphfuse.alignment import Prepared, prepare
 from graphfuse.config import FuseConfig
 from graphfuse.correspond import correspond
-from graphfuse.costs.activations import ActivationEvidence
 from graphfuse.costs.evidence import Evidence, Problem
+from graphfuse.costs.ground import gains
+from graphfuse.costs.sources import Comparison, compared
 from graphfuse.costs.weights import WeightEvidence
 from graphfuse.errors import CorrespondenceError
 from graphfuse.lockstep import Lockstep
 from graphfuse.maps import AxisMap
 from graphfuse.matching.stacks import unequal
 from graphfuse.symmetry import Axis
-from graphfuse.transport.coordinate import table_of
+from graphfuse.transport.coordinate import marginals, table_of
 from graphfuse.transport.family import optimum
 from graphfuse.transport.selection import merging, representatives
 from graphfuse.transport.solvers import assign
@@ -54,7 +56,7 @@ def resize(
     CorrespondenceError
         The two are not of one architecture, or differ along an axis that may not move.
     """
-    method = config.method if config.method in ("weights", "activations") else "default"
+    method = "default" if config.method == "auto" else config.method
     what = "weights" if config.refine.what in ("weights", "both") else "none"  # these maps are not to be learned
     refine = config.refine.model_copy(update={"what": what})
     settings = config.model_copy(
@@ -102,6 +104,8 @@ class _Resizing:
 
     problem: Problem
     evidence: Evidence
+    importance: Evidence | None
+    config: FuseConfig
     wanted: Mapping[int, int]
     names: Mapping[int, int]  # the model's axis number -> that of the model to be filled
 
@@ -115,21 +119,22 @@ class _Resizing:
             replace(axis, id=own[axis.id], size=sizes[own[axis.id]], context=tuple(own[key] for key in axis.context))
             for axis in relation.free
         )
-        problem, graph = Problem(axes, sizes, sizes), relation.graphs[1]
-        parameters = {slot.name for slot in graph.captured.inputs if slot.kind == "parameter"}
-        labels = [label for name, label in graph.tensors.items() if name in parameters]
-        weights = WeightEvidence(problem, labels, state, state)
-        evidence: Evidence = weights
-        if prepared.method != "weights":
-            pair = Lockstep([model, model], correspond([graph, graph], 0), [state, state], prepared.lockstep.retrace)
-            evidence = ActivationEvidence(problem, pair, prepared.data, weights)
+        problem, graph, config = Problem(axes, sizes, sizes), relation.graphs[1], prepared.config
+        weights = WeightEvidence(problem, compared(graph, graph.tensors, config), state, state)
+        pair = Lockstep([model, model], correspond([graph, graph], 0), [state, state], prepared.lockstep.retrace)
+        evidence, importance = Comparison.of(config, prepared.method, pair, prepared.data).evidence(
+            problem, weights, pair
+        )
         wanted = {own[axis.id]: axis.size for axis in relation.free}
-        return cls(problem, evidence, wanted, {other: id for id, other in own.items()})
+        return cls(problem, evidence, importance, config, wanted, {other: id for id, other in own.items()})
 
     def maps(self) -> dict[int, AxisMap]:
         """Axis number of the model to be filled -> coupling of its units with the model's."""
         tables = self._tables() if any(self._changes(axis) for axis in self.problem.axes) else {}
-        chosen = {id: representatives(table, self.wanted[id]) for id, table in tables.items() if table.dim() == 2}
+        masses = {id: self._mass(self.problem.moving[id]) for id in tables}
+        chosen = {
+            id: representatives(table, self.wanted[id], masses[id]) for id, table in tables.items() if table.dim() == 2
+        }
         found, moving = {}, self.problem.moving
         for axis in self.problem.axes:
             context, along = self.problem.context(axis), self.problem.along(axis)
@@ -137,30 +142,37 @@ class _Resizing:
             if not any(self._changes(each) for each in (axis, *(moving[key] for key in context))):
                 found[names[0]] = AxisMap(*names, index=self.problem.start(axis).index)
             elif context or along:
-                found[names[0]] = AxisMap(*names, plan=self._family(axis, tables[axis.id], chosen))
+                found[names[0]] = AxisMap(*names, plan=self._family(axis, tables[axis.id], masses[axis.id], chosen))
             else:
-                found[names[0]] = AxisMap(*names, plan=merging(tables[axis.id], chosen[axis.id]))
+                found[names[0]] = AxisMap(*names, plan=merging(tables[axis.id], chosen[axis.id], masses[axis.id]))
         return found
 
     def _changes(self, axis: Axis) -> bool:
         return self.wanted[axis.id] != self.problem.sizes_b[axis.id]
 
+    def _mass(self, axis: Axis) -> Tensor | None:
+        """How much each unit counts, (\\*lead, units), for each pair of contexts; None: all the same."""
+        _, mass = marginals(self.importance, axis)
+        return None if mass is None else mass.expand(*self.problem.lead(axis), self.problem.sizes_b[axis.id])
+
     def _named(self, ids: Sequence[int]) -> tuple[int, ...]:
         return tuple(self.names[id] for id in ids)
 
     def _tables(self) -> dict[int, Tensor]:
-        """Likeness of each axis' units with each other, for all pairs of contexts; minus squared distances."""
+        """Likeness of each axis' units, in all pairs of contexts: by default minus squared distances."""
+        measure = "squared" if self.config.metric == "auto" else self.config.metric
         problem, kept = self.problem, {axis.id: self.problem.start(axis) for axis in self.problem.axes}
+        gain = partial(gains, config=self.config.cost)
         tables, values = dict[int, Tensor](), dict[int, Tensor]()
         pending = list(problem.axes)
         while pending:
             for axis in self.evidence.ready(pending, kept):
                 pending.remove(axis)
-                entries = self.evidence.moments(axis, kept)
+                entries = list(self.evidence.moments(axis, kept))
                 inner = {id: values[id] for id in problem.nearest[axis.id] if id in values}
                 shape = (*problem.lead(axis), problem.sizes_a[axis.id], problem.sizes_b[axis.id])
                 if entries or inner:
-                    table = table_of(problem, axis, kept, entries, "squared", inner, shape)
+                    table = table_of(problem, axis, kept, entries, measure, inner, shape, gain)
                 else:  # nothing is known: neighbours are alike
                     place = torch.arange(shape[-1], dtype=torch.float32)
                     table = -(place[:, None] - place).square().expand(shape).clone()
@@ -170,7 +182,7 @@ class _Resizing:
                     values[axis.id] = optimum(solved, table)
         return tables
 
-    def _family(self, axis: Axis, table: Tensor, chosen: Mapping[int, Tensor]) -> Tensor:
+    def _family(self, axis: Axis, table: Tensor, mass: Tensor | None, chosen: Mapping[int, Tensor]) -> Tensor:
         """A coupling for each pair of contexts: of a kept context's chosen units with those of each other context."""
         problem, context = self.problem, self.problem.context(axis)
         along = tuple(problem.sizes_b[key] for key in problem.along(axis))
@@ -183,16 +195,19 @@ class _Resizing:
         for place in itertools.product(*map(range, (*along, *new))):
             a, c = place[: len(along)], place[len(along) :]
             home = tuple(int(each[i]) for each, i in zip(kept, c, strict=True))
-            units = representatives(table[(*a, *home, *home)], count)
+            at = (*a, *home, *home)
+            units = representatives(table[at], count, None if mass is None else mass[at])
             for other in itertools.product(*map(range, old)):
-                plan[(*a, *c, *other)] = _carried(table[(*a, *home, *other)], units, home == other)
+                at = (*a, *home, *other)
+                share = None if mass is None else mass[at]
+                plan[(*a, *c, *other)] = _carried(table[at], units, home == other, share)
         return plan
 
 
-def _carried(likeness: Tensor, units: Tensor, own: bool) -> Tensor:
+def _carried(likeness: Tensor, units: Tensor, own: bool, mass: Tensor | None) -> Tensor:
     """The coupling of a context's chosen units with those of a context merged into it."""
     n = len(likeness)
     if own or len(units) < n:
-        return merging(likeness, units)
+        return merging(likeness, units, mass)
     partner = assign(-likeness)
-    return merging(likeness, partner[units])
+    return merging(likeness, partner[units], mass)

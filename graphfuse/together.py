@@ -9,15 +9,13 @@ from torch import Tensor
 
 from graphfuse.config import FuseConfig
 from graphfuse.correspond import Correspondence
-from graphfuse.costs.activations import ActivationEvidence
-from graphfuse.costs.blend import BlendEvidence
 from graphfuse.costs.evidence import Evidence, Problem
-from graphfuse.costs.filters import Selection
 from graphfuse.costs.moments import Measure
 from graphfuse.costs.reference import MeanLockstep, mean_weights
+from graphfuse.costs.sources import Comparison
 from graphfuse.costs.weights import WeightEvidence
 from graphfuse.errors import ConfigError
-from graphfuse.lockstep import Batch, Lockstep
+from graphfuse.lockstep import Lockstep
 from graphfuse.maps import Maps
 from graphfuse.relative import relative
 from graphfuse.symmetry import TensorLabel
@@ -33,12 +31,14 @@ class Together:
     relation: Correspondence
     states: Sequence[Mapping[str, Tensor]]
     lockstep: Lockstep
-    data: Sequence[Batch]
     labels: Sequence[TensorLabel]
-    config: FuseConfig
-    method: str
+    comparison: Comparison
     measure: Measure
-    selection: Selection | None = None
+
+    @property
+    def config(self) -> FuseConfig:
+        """The settings."""
+        return self.comparison.config
 
     def solve(self, start: Sequence[Maps]) -> Joint:
         """Match all models with each other, given the maps of each onto the target.
@@ -68,22 +68,14 @@ class Together:
 
     def _evidence(self, k: int, maps: Sequence[Maps], shares: Sequence[float]) -> tuple[Evidence, Evidence | None]:
         """What a model and the mean are compared by, and the masses of units (None: all have the same)."""
-        relation, problem, cost = self.relation, self.problems[k], self.config.cost
+        relation, problem = self.relation, self.problems[k]
         mean = mean_weights(self.labels, self.states, maps, shares, relation.sizes, relation.target)
         weights = WeightEvidence(problem, self.labels, mean, self.states[k], standard=True)
-        if self.method == "weights":
-            return weights, weights if cost.importance == "weights" else None
         lockstep = MeanLockstep(
             self.lockstep.models, relation, self.states, self.lockstep.retrace, self.lockstep.notes,
             known=self.lockstep.known, maps=maps, shares=shares, other=k,
         )  # fmt: skip
-        blend = self.method == "blend"
-        again = blend or cost.importance == "activations"
-        activations = ActivationEvidence(
-            problem, lockstep, self.data, weights, cost=cost, selection=self.selection, keep=again
-        )
-        evidence = BlendEvidence(activations, weights, self.config.blend) if blend else activations
-        return evidence, {"uniform": None, "activations": activations, "weights": weights}[cost.importance]
+        return self.comparison.evidence(problem, weights, lockstep)
 
     def _check_sizes(self) -> None:
         for k, problem in enumerate(self.problems):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from graphfuse.aligned import Aligned, Alignment
-from graphfuse.alignment import align, match, prepare
+from graphfuse.alignment import Prepared, align, match, prepare
 from graphfuse.capture import state_of
 from graphfuse.config import FuseConfig
 from graphfuse.errors import ConfigError, DataError
@@ -178,14 +180,166 @@ def test_a_cycle_never_rotates() -> None:
     assert all(entry.index is not None for part in found.models for entry in part.maps.values())
 
 
-def test_masses_filters_and_costs_reach_every_scheme() -> None:
+# ------------------------------------------------------------- costs and filters
+
+
+class Tokenwise(nn.Module):
+    """Works on each token by itself, and takes a padding mask that changes nothing where it is one."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.net = MLP((5, 24, 20, 3))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.net(x * mask.unsqueeze(-1))
+
+
+SCHEMES = ("anchor", "barycenter", "cycle")
+
+
+def couplings(found: Alignment) -> dict[tuple[int, int], Tensor]:
+    return {(k, id): entry.coupling() for k, part in enumerate(found.models) for id, entry in part.maps.items()}
+
+
+def same(one: Alignment, two: Alignment) -> bool:
+    first, second = couplings(one), couplings(two)
+    return first.keys() == second.keys() and all(
+        torch.allclose(value, second[key], rtol=0, atol=1e-6) for key, value in first.items()
+    )
+
+
+def by_scheme(models: Sequence[nn.Module], data: Any, scheme: str, **more: Any) -> Alignment:
+    """Couplings by every scheme that allows them, so that the least change shows."""
+    return rematched(prepare(models, data=[data], config={"symmetry": "permutation"}), scheme, **more)
+
+
+def rematched(prepared: Prepared, scheme: str, **more: Any) -> Alignment:
+    solver = {} if scheme == "cycle" else {"solver": "sinkhorn"}
+    config = FuseConfig.parse({"scheme": scheme, **solver, **more, "symmetry": "permutation"})
+    method = "activations" if config.method == "default" else config.method
+    assert method != "auto"
+    return match(replace(prepared, config=config, method=method))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_filters_of_tokens_reach_every_scheme(scheme: str) -> None:
+    """A model that works token by token is matched as on the tokens that are kept alone."""
+    models, x = [Tokenwise(seed) for seed in range(3)], torch.randn(32, 6, 5)
+    mask, ones = torch.tensor([1.0, 1, 0, 1, 0, 0]).expand(32, 6), torch.ones(32, 6)
+    everything = by_scheme(models, (x, ones), scheme)
+    cases = {"first": ({"tokens": "first"}, x[:, :1]), "range": ({"tokens": {"start": 1, "stop": 4}}, x[:, 1:4])}
+    for setting, kept in cases.values():
+        found = by_scheme(models, (x, ones), scheme, filter=setting)
+        assert same(found, by_scheme(models, (kept, ones[:, : kept.shape[1]]), scheme))
+        assert not same(found, everything)
+    masked = by_scheme(models, (x, mask), scheme, filter={"mask": "mask"})
+    assert same(masked, by_scheme(models, (x[:, [0, 1, 3]], ones[:, :3]), scheme))
+    assert not same(masked, by_scheme(models, (x, mask), scheme))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_only_sure_inputs_reach_every_scheme(scheme: str) -> None:
+    models, x = [scaled(MLP((5, 24, 20, 3)), seed) for seed in range(2)], torch.randn(64, 5)
+    with torch.no_grad():
+        entropy = torch.stack([torch.special.entr(model(x).softmax(-1)).sum(-1) for model in models]).mean(0)
+    found = by_scheme(models, x, scheme, filter={"loss": {"below": 0.5}})
+    assert same(found, by_scheme(models, x[entropy <= entropy.kthvalue(32).values], scheme))
+    assert not same(found, by_scheme(models, x, scheme))
+
+
+COSTS: dict[str, dict[str, Any]] = {
+    "activations": {"cost": {"activations": "standardised"}},
+    "site": {"cost": {"site": "post"}},
+    "clip": {"cost": {"clip": 0.2}},
+    "normalize": {"metric": "squared", "cost": {"normalize": "log"}},
+    "metric": {"metric": "cosine"},
+    "method": {"method": "blend"},
+    "blend": {"method": "blend", "blend": 0.1},
+    "bias": {"method": "weights", "cost": {"bias": False}},
+    "gains": {"method": "weights", "cost": {"gains": False}},
+}
+BESIDE: dict[str, dict[str, Any]] = {
+    "normalize": {"metric": "squared"},
+    "blend": {"method": "blend"},
+    "bias": {"method": "weights"},
+    "gains": {"method": "weights"},
+}
+"""What else is set, so that one option alone differs."""
+
+
+class Normed(nn.Sequential):
+    """With biases that matter, and gains that only the weights tell of."""
+
+    def __init__(self, seed: int, widths: tuple[int, ...] = (3, 24, 6, 3)) -> None:
+        torch.manual_seed(seed)
+        n, m, k, out = widths
+        super().__init__(nn.Linear(n, m), nn.LayerNorm(m), nn.ReLU(), nn.Linear(m, k), nn.Tanh(), nn.Linear(k, out))
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.randn(parameter.shape) / parameter.shape[-1] ** 0.5)
+
+
+@functools.cache
+def three() -> Prepared:
+    models = [Normed(seed) for seed in range(3)]
+    return prepare(models, data=[torch.randn(64, 3)], config={"symmetry": "permutation"})
+
+
+@pytest.mark.parametrize("name", COSTS)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_costs_reach_every_scheme(scheme: str, name: str) -> None:
+    plain, other = (rematched(three(), scheme, **more) for more in (BESIDE.get(name, {}), COSTS[name]))
+    assert not same(plain, other)
+
+
+@pytest.mark.parametrize("scheme", ["anchor", "barycenter"])
+@pytest.mark.parametrize("importance", ["activations", "weights"])
+def test_masses_reach_every_scheme_of_couplings(scheme: str, importance: str) -> None:
     models, x = [scaled(MLP(), seed) for seed in range(3)], torch.randn(64, 5)
     plain, other = (
-        align(models, data=[x], config={"scheme": "barycenter", "solver": "emd", **more})
-        for more in ({}, {"cost": {"importance": "activations", "activations": "centred"}})
+        align(models, data=[x], config={"scheme": scheme, "solver": "emd", **more})
+        for more in ({}, {"cost": {"importance": importance}})
     )
+    assert plain.models[1].maps
     for part, changed in zip(plain.models, other.models, strict=True):
         for id, entry in part.maps.items():
             mass = changed.maps[id].coupling().sum(-1)
             assert_close(entry.coupling().sum(-1), torch.full_like(mass, 1 / len(mass)))
             assert float((mass - 1 / len(mass)).abs().max()) > 1e-3
+
+
+# ------------------------------------------------------------------ other widths
+
+
+def resized(model: nn.Module, into: nn.Module, data: Any, **config: Any) -> Alignment:
+    found = fuse([model], data=[data], into=into, config=config).resized
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_costs_reach_another_width(name: str) -> None:
+    model, into, x = Normed(1), Normed(2, (3, 13, 4, 3)), torch.randn(64, 3)
+    plain, other = (resized(model, into, x, **more) for more in (BESIDE.get(name, {}), COSTS[name]))
+    assert not same(plain, other)
+
+
+def test_filters_reach_another_width() -> None:
+    model, into, x = Tokenwise(1), Tokenwise(2), torch.randn(32, 6, 5)
+    into.net = MLP((5, 13, 9, 3))
+    ones = torch.ones(32, 6)
+    found = resized(model, into, (x, ones), filter={"tokens": "first"})
+    assert same(found, resized(model, into, (x[:, :1], ones[:, :1])))
+    assert not same(found, resized(model, into, (x, ones)))
+
+
+@pytest.mark.parametrize("importance", ["activations", "weights"])
+def test_merged_units_count_by_their_mass(importance: str) -> None:
+    model, into, x = scaled(MLP()), MLP((5, 6, 4, 3)), torch.randn(64, 5)
+    plain, other = (resized(model, into, x, **more) for more in ({}, {"cost": {"importance": importance}}))
+    for id, entry in plain.models[1].maps.items():
+        mass = other.models[1].maps[id].coupling().sum(-2)
+        assert_close(entry.coupling().sum(-2), torch.full_like(mass, 1 / len(mass)))
+        assert float((mass - 1 / len(mass)).abs().max()) > 1e-3
+        assert_close(mass.sum(), torch.tensor(1.0))

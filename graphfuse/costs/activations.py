@@ -108,12 +108,12 @@ class ActivationEvidence:
         """
         found = self._seen.get(axis.id) if self._keep else self._seen.pop(axis.id, None)
         if found:
-            return [evened(entry, self._kind) for entry in found.values()]
+            return [evened(entry.copied() if self._keep else entry, self._kind) for entry in found.values()]
         return [] if self.problem.inner[axis.id] else self._fallback.moments(axis, maps)
 
     def norms(self, axis: Axis) -> tuple[Tensor, Tensor] | None:
         """Root mean square activations; None for an axis that no activation shows by itself."""
-        entries = [evened(entry) for entry in self._seen.get(axis.id, {}).values()]
+        entries = [evened(entry.copied()) for entry in self._seen.get(axis.id, {}).values()]
         if not entries:
             return None
         left = torch.stack([entry.square_a + entry.mean_a.square() for entry in entries]).mean(0)

@@ -94,7 +94,10 @@ class Evidence(Protocol):
         ...
 
     def moments(self, axis: Axis, maps: Maps) -> Sequence[Moments]:
-        """Moments of an axis' units: one for each body of evidence to be judged by itself, none where there is none."""
+        """Moments of an axis' units: one for each body of evidence to be judged by itself, none where there is none.
+
+        They are the caller's, to be written over.
+        """
         ...
 
     def norms(self, axis: Axis) -> tuple[Tensor, Tensor] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -51,17 +51,23 @@ class Moments:
             summed(self.cross, other.cross).addcmul_(gap_a.to(self.cross), gap_b.to(self.cross), value=common),
         )
 
-    def at(self, index: Tensor) -> Moments:
+    def copied(self) -> Moments:
+        """With cross moments of its own."""
+        return replace(self, cross=self.cross.clone())
+
+    def at(self, index: Tensor, cross: Tensor | None = None) -> Moments:
         """Moments of matched pairs only: unit i of A with unit ``index[..., i]`` of B, for each member of a family.
 
-        Every tensor of the result broadcasts against ``index``, whose shape is (\\*lead, n_A).
+        Every tensor of the result broadcasts against ``index``, whose shape is (\\*lead, n_A); ``cross`` are cross
+        moments to be taken in place of its own.
         """
-        lead, n, m = index.shape[:-1], index.shape[-1], self.cross.shape[-1]
+        lead, n, m = index.shape[:-1], index.shape[-1], self.mean_b.shape[-1]
 
         def partner(x: Tensor) -> Tensor:
             return x.squeeze(-2).expand(*lead, m).gather(-1, index)
 
-        cross = self.cross.expand(*lead, n, m).gather(-1, index.unsqueeze(-1)).squeeze(-1)
+        if cross is None:
+            cross = self.cross.expand(*lead, n, m).gather(-1, index.unsqueeze(-1)).squeeze(-1)
         means, squares = (self.mean_a, self.mean_b), (self.square_a, self.square_b)
         (mean_a, mean_b), (square_a, square_b) = ((a.squeeze(-1), partner(b)) for a, b in (means, squares))
         return Moments(self.count, mean_a, mean_b, square_a, square_b, cross, self.weight)
@@ -78,7 +84,7 @@ class Moments:
         )
 
 
-def likeness(moments: Moments, measure: Measure) -> Tensor:
+def likeness(moments: Moments, measure: Measure, spend: bool = False) -> Tensor:
     """How alike each unit of A and each unit of B are, larger for more alike.
 
     Parameters
@@ -87,30 +93,52 @@ def likeness(moments: Moments, measure: Measure) -> Tensor:
     measure :
         ``correlation`` and ``cosine``: in [-1, 1], 0 for a unit that is constant (zero); ``squared`` and
         ``euclidean``: minus the (squared) distance of the units' features.
+    spend : bool
+        The moments are given up: the result takes the place of their cross moments.
 
     Returns
     -------
     Tensor, shape (\\*along, \\*context of A, \\*context of B, n_A, n_B)
         New, in the dtype of the cross moments.
     """
+    cross = moments.cross if spend else moments.cross.clone()
     if measure == "correlation":
-        return _cosine(moments.square_a, moments.square_b, moments.cross.clone())
-    n, kind = moments.count, moments.cross
+        return _cosine(moments.square_a, moments.square_b, cross)
+    n, kind = moments.count, cross
     mean_a, mean_b = moments.mean_a.to(kind), moments.mean_b.to(kind)
     square_a = moments.square_a + n * moments.mean_a.square()
     square_b = moments.square_b + n * moments.mean_b.square()
     if measure == "cosine":
-        return _cosine(square_a, square_b, moments.cross.clone().addcmul_(mean_a, mean_b, value=n))
-    gain = moments.cross.mul(2).addcmul_(mean_a, mean_b, value=2 * n)
+        return _cosine(square_a, square_b, cross.addcmul_(mean_a, mean_b, value=n))
+    gain = cross.mul_(2).addcmul_(mean_a, mean_b, value=2 * n)
     gain.sub_(square_a.to(kind)).sub_(square_b.to(kind)).clamp_(max=0)
     return gain if measure == "squared" else gain.neg_().sqrt_().neg_()
 
 
-def linear_likeness(moments: Moments, measure: Measure) -> Tensor:
+def matched_correlation(moments: Moments, index: Tensor, alike: Tensor, measure: Measure) -> Tensor:
+    """Correlations of matched pairs, read off their likeness, when their cross moments are spent.
+
+    Parameters
+    ----------
+    moments : Moments
+        Its cross moments are not looked at.
+    index, alike : Tensor, shape (\\*lead, n_A)
+        The unit of B that each unit of A is matched with, and what :func:`likeness` by this measure said of the two.
+    """
+    pair, n = moments.at(index, alike.double()), moments.count
+    square_a, square_b = pair.square_a + n * pair.mean_a.square(), pair.square_b + n * pair.mean_b.square()
+    if measure == "cosine":
+        inner = pair.cross * (square_a * square_b).sqrt()
+    else:
+        inner = (square_a + square_b + (pair.cross if measure == "squared" else -pair.cross.square())) / 2
+    return likeness(replace(pair, cross=inner - n * pair.mean_a * pair.mean_b), "correlation", spend=True)
+
+
+def linear_likeness(moments: Moments, measure: Measure, spend: bool = False) -> Tensor:
     """Inner products of A's and B's units, of which a rotation can take the best sum (Procrustes).
 
     For ``correlation`` and ``cosine``, as shares of the units' mean squares; else twice the inner products, as
-    distances have them. Shape as of :func:`likeness`.
+    distances have them. A new tensor, whatever is given up. Shape as of :func:`likeness`.
     """
     n = moments.count
     cross = moments.cross + n * moments.mean_a * moments.mean_b

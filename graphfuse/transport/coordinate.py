@@ -9,23 +9,24 @@ nested case generalises; Gold and Rangarajan, A graduated assignment algorithm f
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from graphfuse.config import FuseConfig
 from graphfuse.costs.evidence import Evidence, Problem
-from graphfuse.costs.ground import gains
-from graphfuse.costs.moments import Measure, Moments, likeness, linear_likeness, summed
+from graphfuse.costs.ground import gains, plain
+from graphfuse.costs.moments import Measure, Moments, likeness, linear_likeness, matched_correlation, summed
 from graphfuse.maps import AxisMap, Maps
 from graphfuse.symmetry import Axis
 from graphfuse.transport.family import Agreement, Quality, agreement, optimum, seen_from
 from graphfuse.transport.procrustes import rotates, rotation
 from graphfuse.transport.softening import soften
-from graphfuse.transport.solvers import assign, couple
+from graphfuse.transport.solvers import assign, couple, widened
 
 _LEAST_MASS = 1e-3  # of a unit, relative to the mean
 
@@ -43,8 +44,10 @@ class Solution:
     objective: float
 
 
-Compared = Callable[[Moments, Measure], Tensor]
-"""What one body of evidence says of all pairs of units: a new tensor, larger for more alike."""
+class Compared(Protocol):
+    """What one body of evidence says of all pairs of units, larger for more alike; it may give the moments up."""
+
+    def __call__(self, moments: Moments, measure: Measure, *, spend: bool) -> Tensor: ...
 
 
 @dataclass(eq=False)
@@ -143,6 +146,15 @@ class Solver:
         """What matches are told in."""
         return linear_likeness if self.rotates(axis) else likeness
 
+    def spends(self, problem: Problem, axis: Axis) -> bool:
+        """Whether costs are written over: in soft sweeps, unless another axis asks what this one reached."""
+        return self.soft is not None and not self.rotates(axis) and not problem.context(axis)
+
+    def assigns(self, axis: Axis, shape: Sequence[int]) -> bool:
+        """Whether units are matched one to one."""
+        one_to_one = self.config.for_axis(axis.name, axis.role).solver == "assignment" and shape[-1] == shape[-2]
+        return one_to_one and self.soft is None and self.importance is None and not self.rotates(axis)
+
     def __call__(self, problem: Problem, axis: Axis, cost: Tensor) -> AxisMap:
         """The map of least cost."""
         context, along = problem.context(axis), problem.along(axis)
@@ -150,7 +162,8 @@ class Solver:
             return rotation(axis, -cost, context, along)
         mu, nu = marginals(self.importance, axis)
         if self.soft is not None:
-            return AxisMap(axis.id, context, along, plan=soften(cost, self.soft, mu, nu).bfloat16())
+            plan = soften(cost, self.soft, mu, nu, spend=self.spends(problem, axis)).bfloat16()
+            return AxisMap(axis.id, context, along, plan=plan)
         settings = self.config.for_axis(axis.name, axis.role)
         if settings.solver == "assignment" and cost.shape[-1] == cost.shape[-2] and mu is None:
             return AxisMap(axis.id, context, along, index=assign(cost))
@@ -168,40 +181,78 @@ def marginals(importance: Evidence | None, axis: Axis) -> tuple[Tensor | None, T
 
 def visit(problem: Problem, evidence: Evidence, measure: Measure, axis: Axis, state: State, solver: Solver) -> None:
     """Solve one axis with the maps of the others as they are."""
-    entries = evidence.moments(axis, state.maps)
+    entries = list(evidence.moments(axis, state.maps))
     inner = [id for id in problem.nearest[axis.id] if id in state.values]
     if not entries and not inner:
         state.maps[axis.id] = problem.start(axis)
         return
     shape = (*problem.lead(axis), problem.sizes_a[axis.id], problem.sizes_b[axis.id])
     values = {id: state.values[id] for id in inner}
-    table = table_of(problem, axis, state.maps, entries, measure, values, shape, solver.gain(axis))
+    exact = solver.assigns(axis, shape)
+    seen = _Seen.of(entries, measure, inner, exact and plain(solver.config.cost), solver.soft is not None)
+    table = table_of(problem, axis, state.maps, entries, measure, values, shape, solver.gain(axis), wide=exact)
     solved = solver(problem, axis, table.neg_())
     state.maps[axis.id] = solved
+    if solver.spends(problem, axis):
+        return
     state.values[axis.id] = -optimum(solved, table)
-    del table
     if solver.soft is None:
-        state.quality[axis.id] = _quality(problem, axis, state, entries, inner, shape, solver.likeness(axis))
+        state.quality[axis.id] = _quality(problem, axis, state, seen, inner, table, solver.likeness(axis))
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What is kept of an axis' evidence to tell how well it is matched, when a table of likeness is made of it.
+
+    ``read`` by this measure: the table itself says it, so that the cross moments are not kept.
+    """
+
+    entries: Sequence[Moments]
+    read: Measure | None
+    weight: float
+
+    @classmethod
+    def of(
+        cls, entries: Sequence[Moments], measure: Measure, inner: Sequence[int], plainly: bool, forget: bool
+    ) -> _Seen:
+        """Copies, where they are needed; nothing at all when it is to be forgotten."""
+        weight = sum(entry.weight for entry in entries)
+        if plainly and (measure == "correlation" or (len(entries) == 1 and not inner)):
+            return cls([replace(entry, cross=entry.mean_a) for entry in entries], measure, weight)
+        return cls([] if forget else [entry.copied() for entry in entries], None, weight)
 
 
 def table_of(
     problem: Problem,
     axis: Axis,
     maps: Mapping[int, AxisMap],
-    entries: Sequence[Moments],
+    entries: list[Moments],
     measure: Measure,
     values: Mapping[int, Tensor],
     shape: Sequence[int],
     compared: Compared = likeness,
+    *,
+    wide: bool = False,
 ) -> Tensor:
-    """Likeness of all pairs of units, of the given shape: a new tensor."""
+    """Likeness of all pairs of units, of the given shape: a new tensor, in double precision if it is to be ``wide``.
+
+    The entries are given up: one after another is taken out of the list, so that no more is held than needed.
+    """
+    parts = (seen_from(problem, maps, axis, problem.moving[id], value) for id, value in values.items())
+    found = [_total(entries, measure, compared, parts, shape)]
+    return widened(found) if wide and found[0].device.type == "cpu" else found.pop()
+
+
+def _total(
+    entries: list[Moments], measure: Measure, compared: Compared, parts: Iterator[Tensor], shape: Sequence[int]
+) -> Tensor:
     total: Tensor | None = None
-    for entry in entries:
-        part = compared(entry, measure)
+    while entries:
+        entry = entries.pop(0)
+        part = compared(entry, measure, spend=True)
         part = part if entry.weight == 1 else part.mul_(entry.weight)
         total = part if total is None else summed(total, part)
-    for id, value in values.items():
-        part = seen_from(problem, maps, axis, problem.moving[id], value)
+    for part in parts:
         total = part.clone() if total is None else summed(total, part.to(total))
     assert total is not None
     return total if total.shape == torch.Size(shape) else total.expand(shape).clone()
@@ -211,28 +262,39 @@ def _quality(
     problem: Problem,
     axis: Axis,
     state: State,
-    entries: Sequence[Moments],
+    seen: _Seen,
     inner: Sequence[int],
-    shape: Sequence[int],
+    cost: Tensor,
     compared: Compared,
 ) -> Quality:
     """Correlations of matched units, and of those of one index; no whole table is made for a permutation."""
-    solved, n = state.maps[axis.id], shape[-2]
+    solved, n, shape = state.maps[axis.id], cost.shape[-2], cost.shape
+    weight = seen.weight + sum(problem.sizes_a[id] * state.quality[id].weight for id in inner)
     values = {id: state.quality[id].matched for id in inner}
-    weight = sum(e.weight for e in entries) + sum(problem.sizes_a[id] * state.quality[id].weight for id in inner)
     if solved.index is None:
-        table = table_of(problem, axis, state.maps, entries, "correlation", values, shape, compared)
+        table = table_of(problem, axis, state.maps, list(seen.entries), "correlation", values, shape, compared)
         same = table.diagonal(dim1=-2, dim2=-1).sum(-1) if n == shape[-1] else None
         return Quality(optimum(solved, table), same, weight)
-    seen = [
+    told = [
         seen_from(problem, state.maps, axis, problem.moving[id], value).expand(shape) for id, value in values.items()
     ]
     found = []
     for index in (solved.index, torch.arange(n, device=solved.index.device).expand(solved.index.shape)):
-        parts = [entry.weight * likeness(entry.at(index), "correlation") for entry in entries]
-        parts += [table.gather(-1, index.unsqueeze(-1)).squeeze(-1) for table in seen]
+        if seen.read is not None:
+            parts = [_read(seen.entries, seen.read, index, -cost.gather(-1, index.unsqueeze(-1)).squeeze(-1))]
+        else:
+            parts = [entry.weight * likeness(entry.at(index), "correlation") for entry in seen.entries]
+            parts += [table.gather(-1, index.unsqueeze(-1)).squeeze(-1) for table in told]
         found.append(sum(part.expand(index.shape).sum(-1, dtype=torch.float64) for part in parts))
     return Quality(found[0], found[1], weight)
+
+
+def _read(entries: Sequence[Moments], measure: Measure, index: Tensor, alike: Tensor) -> Tensor:
+    """Correlations of matched pairs, from their likeness: it is what they are told in, or there is one entry alone."""
+    if measure == "correlation":
+        return alike
+    (entry,) = entries
+    return entry.weight * matched_correlation(entry, index, alike / entry.weight, measure)
 
 
 def _objective(problem: Problem, state: State) -> float:

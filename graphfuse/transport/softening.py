@@ -18,7 +18,9 @@ _TOLERANCE = 1e-3
 _LARGE = 1e9
 
 
-def soften(cost: Tensor, regularization: float, mu: Tensor | None = None, nu: Tensor | None = None) -> Tensor:
+def soften(
+    cost: Tensor, regularization: float, mu: Tensor | None = None, nu: Tensor | None = None, *, spend: bool = False
+) -> Tensor:
     """Couplings of small cost whose marginals are met up to a thousandth of the mass or forty rounds.
 
     Parameters
@@ -29,6 +31,8 @@ def soften(cost: Tensor, regularization: float, mu: Tensor | None = None, nu: Te
         Weight of the entropy relative to the range of each problem's costs.
     mu, nu : Tensor, shape (..., n) and (..., m), optional
         Marginals, scaled to mass 1; uniform by default. They broadcast over the leading indices.
+    spend : bool
+        The costs may be written over, so that two tables are held at most.
 
     Returns
     -------
@@ -38,7 +42,8 @@ def soften(cost: Tensor, regularization: float, mu: Tensor | None = None, nu: Te
     if cost.numel() == 0:
         return torch.zeros_like(cost, dtype=torch.float32)
     *lead, n, m = cost.shape
-    exponent = _exponent(cost.detach().reshape(-1, n, m), regularization)
+    given = cost.detach().reshape(-1, n, m)
+    exponent = _exponent(given if spend else given.clone(), regularization)
     kernel = exponent.exp()
     mu, nu = marginal(mu, (*lead, n), kernel).unsqueeze(-1), marginal(nu, (*lead, m), kernel).unsqueeze(-1)
     u, v = torch.ones_like(mu), torch.ones_like(nu)
@@ -56,9 +61,10 @@ def soften(cost: Tensor, regularization: float, mu: Tensor | None = None, nu: Te
 
 
 def _exponent(problems: Tensor, regularization: float) -> Tensor:
-    """Minus the reduced costs over the regularisation: a new tensor with a zero in each row and column, else less."""
-    span = problems.amax((-2, -1), keepdim=True) - problems.amin((-2, -1), keepdim=True)
+    """Minus the reduced costs over the regularisation, a zero in each row and column, else less: in their place."""
+    least, largest = problems.amin(-1, keepdim=True), problems.amax((-2, -1), keepdim=True)
+    span = largest - least.amin(-2, keepdim=True)
     scale = torch.where(span > 0, span, 1.0) * regularization
-    exponent = (problems.amin(-1, keepdim=True) - problems).float()
+    exponent = problems.neg_().add_(least).float()
     exponent -= exponent.amax(-2, keepdim=True)
     return exponent.div_(scale)

@@ -18,6 +18,7 @@ from graphfuse.errors import ConfigError, DataError
 from graphfuse.transport.sinkhorn import balanced, eps_of_entropy, unbalanced
 
 _TOLERANCE = 1e-8
+_BLOCK = 1 << 18  # elements that are copied at a time
 _LEAST = 1e-6  # regularisation, relative to the range of a problem's costs, below which float64 has no digits left
 
 
@@ -123,6 +124,33 @@ def assign(cost: Tensor) -> Tensor:
     problems = _finite(cost).detach().reshape(-1, n, n).cpu().double().numpy()
     columns = [torch.from_numpy(linear_sum_assignment(problem)[1]) for problem in problems]
     return torch.stack(columns).long().reshape(cost.shape[:-1]).to(cost.device)
+
+
+def widened(given: list[Tensor]) -> Tensor:
+    """A table of costs in double precision, as an assignment needs it.
+
+    Parameters
+    ----------
+    given : list of one Tensor
+        In single precision on the CPU; it is taken out of the list, so that it is freed when nobody else holds it.
+
+    Returns
+    -------
+    Tensor of float64
+        Of the same shape. The single precision lies in the latter half of its memory while it is written from the
+        front, so that at no time more is held than itself.
+    """
+    table = given.pop()
+    if table.dtype != torch.float32 or not table.numel():
+        return table.double()
+    wide = torch.empty(table.shape, dtype=torch.float64)
+    held = wide.view(-1).view(table.dtype)[-table.numel() :].view(-1, table.shape[-1])
+    held.copy_(table.reshape(held.shape))
+    del table
+    rows, step = wide.view(held.shape), max(1, _BLOCK // held.shape[-1])
+    for start in range(0, len(rows), step):
+        rows[start : start + step] = held[start : start + step].clone()
+    return wide
 
 
 def differentiable(scores: Tensor, regularization: float, rounds: int = 30) -> Tensor:
