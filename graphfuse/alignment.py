@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from graphfuse.aligned import Aligned, Alignment
-from graphfuse.config import FuseConfig
+from graphfuse.average import average
 from graphfuse.correspond import Correspondence, correspond
-from graphfuse.costs.evidence import Evidence, Problem
+from graphfuse.costs.evidence import Problem
 from graphfuse.costs.magnitude import magnitudes
-from graphfuse.costs.moments import Measure
 from graphfuse.costs.sites import sites
 from graphfuse.costs.sources import Comparison, compared
 from graphfuse.costs.weights import WeightEvidence
@@ -21,6 +25,7 @@ from graphfuse.lockstep import Lockstep
 from graphfuse.maps import identity
 from graphfuse.prepared import Config, Prepared, Progress, prepare
 from graphfuse.symmetry import Axis, TensorLabel
+from graphfuse.teacher import Teacher, held_out, run_model
 from graphfuse.together import Together
 from graphfuse.transport.circuit import wire
 from graphfuse.transport.coordinate import Solution, coordinate
@@ -28,6 +33,9 @@ from graphfuse.transport.flow import flow, places_of
 from graphfuse.transport.wires import Wire, Wiring
 
 __all__ = ["Aligned", "Alignment", "Prepared", "Progress", "align", "match", "prepare"]
+
+JUDGED = 128
+"""Inputs on which solutions of the method both are compared."""
 
 
 def align(
@@ -85,61 +93,99 @@ def align(
 
 def match(prepared: Prepared, progress: Progress | None = None) -> Alignment:
     """Solve the maps of every model onto the target."""
-    relation, config = prepared.correspondence, prepared.config
-    graph, target, count = relation.graph, relation.target, len(prepared.models)
-    wiring = _wiring(prepared)
-    notes = [*prepared.notes, *relation.notes, *wiring.notes]
-    moving, labelled = {wire.axis.id for wire in wiring.wires}, wiring.labelled
-    still = [axis for axis in relation.free if axis.id in labelled and axis.id not in moving]
-    own = [wiring.without(relation.absent[k], relation.axes[k]) for k in range(count)]
-    problems = [_problem(relation, wires, k) for k, wires in enumerate(own)]
-    solutions = [Solution({}, {}, 0, 0.0)] * count
+    task, notes = _Task.of(prepared), list[str]()
+    target, count = prepared.correspondence.target, len(prepared.models)
+    solutions: dict[int, Solution] = {}
     for done, k in enumerate((k for k in range(count) if k != target), start=2):
-        _check_still(prepared, still, k)
-        solutions[k] = _solved(prepared, problems[k], own[k], k, notes, progress)
+        _check_still(prepared, task.still, k)
+        found = _solved(task, k, notes, progress)
+        solutions[k] = found[0] if len(found) == 1 else _nearest(task, k, found)
         if progress is not None:
             progress("match", done, count)
-    if config.scheme != "anchor":
-        solutions = _together(prepared, wiring, problems, solutions)
-    models = []
-    for k, (problem, found) in enumerate(zip(problems, solutions, strict=True)):
-        rest = (wire.axis for wire in wiring.wires if wire.axis.id not in problem.moving)
-        kept = {axis.id: identity(axis.id, axis.size) for axis in (*still, *rest)}
-        maps = {**found.maps, **kept} if found.maps or k != target else {}
-        sizes, layers = wiring.sizes(relation.sizes[k]), prepared.forms[k].layers
-        models.append(Aligned(sizes, maps, found.agreement, found.sweeps, relation.absent[k], layers))
-        notes += _remarks(models[-1], k, target) if k != target else []
-    return Alignment(
-        target=target,
-        method=prepared.method,
-        axes=(*(wire.axis for wire in wiring.wires), *still) if config.driver == "flow" else relation.free,
-        labels=dict(wiring.labels),
-        aliases=dict(graph.captured.aliases),
-        models=tuple(models),
-        folds=prepared.folds,
-        notes=tuple(dict.fromkeys([*notes, *prepared.lockstep.notes])),
-        nodes=wiring.nodes,
-    )
+    if prepared.config.scheme != "anchor":
+        solutions = _together(task, solutions)
+    return task.alignment(solutions, notes)
 
 
-def _together(
-    prepared: Prepared, wiring: Wiring, problems: Sequence[Problem], anchored: Sequence[Solution]
-) -> list[Solution]:
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """What is matched: all wires, the axes that keep their order, and each model's own wires and problem."""
+
+    prepared: Prepared
+    wiring: Wiring
+    still: Sequence[Axis]
+    own: Sequence[Wiring]
+    problems: Sequence[Problem]
+
+    @classmethod
+    def of(cls, prepared: Prepared) -> _Task:
+        relation, wiring = prepared.correspondence, _wiring(prepared)
+        moving, labelled = {wire.axis.id for wire in wiring.wires}, wiring.labelled
+        still = [axis for axis in relation.free if axis.id in labelled and axis.id not in moving]
+        own = [wiring.without(relation.absent[k], relation.axes[k]) for k in range(len(prepared.models))]
+        return cls(prepared, wiring, still, own, [_problem(relation, wires, k) for k, wires in enumerate(own)])
+
+    def alignment(self, solutions: Mapping[int, Solution], notes: Sequence[str] = ()) -> Alignment:
+        """The solutions of models, by their numbers, as one alignment; a model without one keeps its order."""
+        prepared, wiring, relation = self.prepared, self.wiring, self.prepared.correspondence
+        models, remarks = [], list[str]()
+        for k, problem in enumerate(self.problems):
+            found = solutions.get(k, _NOTHING)
+            rest = (wire.axis for wire in wiring.wires if wire.axis.id not in problem.moving)
+            kept = {axis.id: identity(axis.id, axis.size) for axis in (*self.still, *rest)}
+            maps = {**found.maps, **kept} if found.maps or k != relation.target else {}
+            sizes, layers = wiring.sizes(relation.sizes[k]), prepared.forms[k].layers
+            models.append(Aligned(sizes, maps, found.agreement, found.sweeps, relation.absent[k], layers))
+            remarks += _remarks(models[-1], k, relation.target) if k != relation.target else []
+        notes = [*prepared.notes, *relation.notes, *wiring.notes, *notes, *remarks, *prepared.lockstep.notes]
+        flows = prepared.config.driver == "flow"
+        return Alignment(
+            target=relation.target,
+            method=prepared.method,
+            axes=(*(wire.axis for wire in wiring.wires), *self.still) if flows else relation.free,
+            labels=dict(wiring.labels),
+            aliases=dict(relation.graph.captured.aliases),
+            models=tuple(models),
+            folds=prepared.folds,
+            notes=tuple(dict.fromkeys(notes)),
+            nodes=wiring.nodes,
+        )
+
+
+_NOTHING = Solution({}, {}, 0, 0.0)
+
+
+@torch.no_grad()
+def _nearest(task: _Task, k: int, found: Sequence[Solution]) -> Solution:
+    """The solution by which the plain average of the target and a model comes nearest to their mean outputs."""
+    prepared, target = task.prepared, task.prepared.correspondence.target
+    shares = [0.5 if i in (k, target) else 0.0 for i in range(len(prepared.models))]
+    before = itertools.accumulate((batch.count for batch in prepared.data), initial=0)
+    some = [batch for seen, batch in zip(before, prepared.data, strict=False) if seen < JUDGED]
+    teacher = Teacher.of(prepared.models, shares, some, "squared")
+
+    def distance(solution: Solution) -> float:
+        state = average(prepared, task.alignment({k: solution}), shares)
+        apart = held_out(teacher, lambda batch: run_model(prepared.models[target], state, batch))
+        return apart if math.isfinite(apart) else math.inf
+
+    return min(found, key=distance)
+
+
+def _together(task: _Task, anchored: Mapping[int, Solution]) -> dict[int, Solution]:
     """All models matched with each other, starting from their maps onto the target."""
+    prepared, problems = task.prepared, task.problems
     relation, config = prepared.correspondence, prepared.config
     if any(relation.absent):
         raise ConfigError(
             f"config: scheme: {config.scheme} needs models of one depth.\n  what to do: use scheme anchor"
         )
-    compared_by = Comparison.of(config, prepared.method, prepared.lockstep, prepared.data)
-    joint = Together(
-        problems, relation, prepared.states, prepared.lockstep, _parameters(prepared, wiring), compared_by,
-        _measure(config, prepared.method),
-    )  # fmt: skip
-    target = relation.target
+    comparison = Comparison.of(config, prepared.method, prepared.lockstep, prepared.data)
+    parameters, target = _parameters(prepared, task.wiring), relation.target
+    joint = Together(problems, relation, prepared.states, prepared.lockstep, parameters, comparison)
     own = {axis.id: problems[target].start(axis) for axis in problems[target].axes}
-    start = [own if k == target else found.maps for k, found in enumerate(anchored)]
-    return list(joint.solve(start).solutions)
+    start = [own if k == target else anchored[k].maps for k in range(len(problems))]
+    return dict(enumerate(joint.solve(start).solutions))
 
 
 def _parameters(prepared: Prepared, wiring: Wiring, k: int | None = None) -> list[TensorLabel]:
@@ -168,38 +214,38 @@ def _problem(relation: Correspondence, wiring: Wiring, k: int) -> Problem:
     return Problem(axes, wiring.sizes(relation.sizes[relation.target]), wiring.sizes(relation.sizes[k]))
 
 
-def _solved(
-    prepared: Prepared, problem: Problem, wiring: Wiring, k: int, notes: list[str], progress: Progress | None
-) -> Solution:
-    """The maps of one model."""
-    config, target = prepared.config, prepared.correspondence.target
-    measure, flows = _measure(config, prepared.method), config.driver == "flow"
+def _solved(task: _Task, k: int, notes: list[str], progress: Progress | None) -> list[Solution]:
+    """The maps of one model: one solution, or one for each start of the sweeps by weights."""
+    prepared, problem, wiring = task.prepared, task.problems[k], task.own[k]
+    config, target, method = prepared.config, prepared.correspondence.target, prepared.method
+    flows = config.driver == "flow"
     spots = places_of(wiring, config) if flows else set()
     pair = None
-    if prepared.method != "weights" or spots:
+    if method != "weights" or spots:
         _check_same_ops(prepared, k)
         pair = _pair(prepared, wiring, k, notes)
-    evidence, importance = _evidence(prepared, problem, wiring, k, pair, progress)
-    if not flows:
-        return coordinate(problem, evidence, config, measure, importance)
-    sizes = magnitudes(problem, pair, prepared.data, spots, prepared.states[target]) if pair is not None else {}
-    return flow(problem, wiring, evidence, config, measure, sizes, importance)
-
-
-def _evidence(
-    prepared: Prepared, problem: Problem, wiring: Wiring, k: int, pair: Lockstep | None, progress: Progress | None
-) -> tuple[Evidence, Evidence | None]:
-    """Where likeness comes from, and the masses of units (None: all have the same)."""
-    target, config = prepared.correspondence.target, prepared.config
-    labels, flows = _parameters(prepared, wiring, k), config.driver == "flow"
     rows = {wire.axis.id: wire.tensors for wire in wiring.wires} if flows else None
-    weights = WeightEvidence(problem, labels, prepared.states[target], prepared.states[k], rows)
-    shown = None
-    if flows and pair is not None:
-        known = sites(pair.correspondence.graph, config.cost.site)
-        shown = {wire.axis.id: wiring.sites(wire, known, config.cost.site == "post") for wire in wiring.wires}
-    compared_by = Comparison.of(config, prepared.method, pair, prepared.data, shown, progress)
-    return compared_by.evidence(problem, weights, pair)
+    parameters, states = _parameters(prepared, wiring, k), prepared.states
+    weights = WeightEvidence(problem, parameters, states[target], states[k], rows)
+    comparison = Comparison.of(config, method, pair, prepared.data, _shown(prepared, wiring, pair), progress)
+    evidence, importance = comparison.evidence(problem, weights, pair)
+    if flows:
+        sizes = magnitudes(problem, pair, prepared.data, spots, states[target]) if pair is not None else {}
+        return [flow(problem, wiring, evidence, config, config.metric_for(method), sizes, importance)]
+    found = coordinate(problem, evidence, config, config.metric_for(method), importance)
+    if method != "both":
+        return [found]
+    again = partial(coordinate, problem, weights, config, config.metric_for("weights"), importance)
+    return [again(found.maps), again()]
+
+
+def _shown(prepared: Prepared, wiring: Wiring, pair: Lockstep | None) -> Mapping[int, Sequence[str]] | None:
+    """Where wires are looked at when maps flow along edges; None: as the cost says."""
+    if pair is None or prepared.config.driver != "flow":
+        return None
+    site = prepared.config.cost.site
+    known = sites(pair.correspondence.graph, site)
+    return {wire.axis.id: wiring.sites(wire, known, site == "post") for wire in wiring.wires}
 
 
 def _pair(prepared: Prepared, wiring: Wiring, k: int, notes: list[str]) -> Lockstep:
@@ -215,14 +261,6 @@ def _pair(prepared: Prepared, wiring: Wiring, k: int, notes: list[str]) -> Locks
         wiring.nodes,
         wiring.sizes,
     )
-
-
-def _measure(config: FuseConfig, method: str) -> Measure:
-    if config.metric == "auto" and method == "weights":
-        return "squared"
-    if config.metric == "auto":
-        return "correlation" if config.cost.activations == "raw" else "euclidean"
-    return config.metric
 
 
 def _remarks(found: Aligned, k: int, target: int) -> list[str]:

@@ -35,7 +35,7 @@ def average(prepared: Prepared, alignment: Alignment, shares: Sequence[float]) -
         Canonical name -> new tensor, in the target's shapes and dtypes.
     """
     own = prepared.states[alignment.target]
-    moved = [alignment.apply(state_of(model), k) for k, model in enumerate(prepared.models)]
+    moved = {k: alignment.apply(state_of(prepared.models[k]), k) for k, share in enumerate(shares) if share}
     result = {}
     for name, tensor in own.items():
         if name not in alignment.labels or not (tensor.is_floating_point() or tensor.is_complex()):

@@ -24,6 +24,7 @@ from graphfuse.transport.flow import WEIGHTED
 __all__ = ["Config", "Prepared", "Progress", "prepare"]
 
 Progress = Callable[[str, int, int], None]
+Matching = Literal["weights", "activations", "both", "blend"]
 Config = FuseConfig | Mapping[str, Any] | str | Path | None
 
 
@@ -37,7 +38,7 @@ class Prepared:
     lockstep: Lockstep
     data: tuple[Batch, ...]
     config: FuseConfig
-    method: Literal["weights", "activations", "blend"]
+    method: Matching
     forms: tuple[Form, ...] = ()
     folds: tuple[Fold, ...] = ()
     notes: tuple[str, ...] = ()
@@ -105,14 +106,15 @@ def _some(models: Sequence[nn.Module], config: FuseConfig) -> tuple[nn.Module, .
     return models
 
 
-def _method(config: FuseConfig, has_data: bool) -> Literal["weights", "activations", "blend"]:
+def _method(config: FuseConfig, has_data: bool) -> Matching:
     if config.driver == "flow" and config.flow.residual in WEIGHTED and not has_data:
         raise DataError(
             f"flow.residual {config.flow.residual} weighs by activations, but there is no data.\n"
             "  what to do: pass data, or use residual: mean"
         )
     if config.method in ("default", "auto"):
-        return "activations" if has_data else "weights"
+        by_data = "activations" if config.driver == "flow" or _of_activations(config) else "both"
+        return by_data if has_data else "weights"
     if config.method != "weights" and not has_data:
         raise DataError(
             f"method {config.method} compares activations, but there is no data.\n"
@@ -123,6 +125,15 @@ def _method(config: FuseConfig, has_data: bool) -> Literal["weights", "activatio
 
 def _check_costs(config: FuseConfig, method: str) -> None:
     """Settings that speak of activations are an error where none are looked at."""
+    for key in _of_activations(config) if method == "weights" else ():
+        raise ConfigError(
+            f"config: {key}: speaks of activations, but models are matched by their weights.\n"
+            "  what to do: pass data, with method activations or blend, or leave it out"
+        )
+
+
+def _of_activations(config: FuseConfig) -> list[str]:
+    """Settings given that speak of activations."""
     defaults = FuseConfig.model_validate({})
     said = {
         "filter": config.filter != defaults.filter,
@@ -130,11 +141,7 @@ def _check_costs(config: FuseConfig, method: str) -> None:
         "cost: activations": config.cost.activations != defaults.cost.activations,
         "cost: importance": config.cost.importance == "activations",
     }
-    for key in [key for key, given in said.items() if given and method == "weights"]:
-        raise ConfigError(
-            f"config: {key}: speaks of activations, but models are matched by their weights.\n"
-            "  what to do: pass data, with method activations or blend, or leave it out"
-        )
+    return [key for key, given in said.items() if given]
 
 
 def _check_finite(state: Mapping[str, Tensor], k: int) -> None:

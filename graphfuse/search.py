@@ -21,8 +21,8 @@ from graphfuse.config import FuseConfig
 from graphfuse.errors import GraphFuseError
 from graphfuse.lockstep import parted
 from graphfuse.prepared import Prepared
-from graphfuse.refine import Teacher, held_out, run_model
 from graphfuse.roles import ROLES
+from graphfuse.teacher import Teacher, held_out, run_model
 
 Settings = Mapping[str, Any]
 Prepare = Callable[[FuseConfig], Prepared]
@@ -33,8 +33,9 @@ Score = Callable[[nn.Module], float]
 UNALIGNED: Settings = {"method": "weights", "symmetry": "permutation",
                        "roles": {role: {"align": False} for role in ROLES}}  # fmt: skip
 WITH_DATA: tuple[Settings, ...] = (
-    {"method": "activations", "symmetry": "full"},
+    {"method": "both", "symmetry": "full"},
     {"method": "weights", "symmetry": "full"},
+    {"method": "activations", "symmetry": "full"},
     {"method": "blend", "symmetry": "full"},
     {"method": "weights", "symmetry": "permutation"},
     {"method": "activations", "symmetry": "permutation"},
@@ -125,7 +126,7 @@ class _Trials:
             self._ready[config.symmetry] = self._prepare(config)
         found = self._ready[config.symmetry]
         seen = tuple(parted(found.data, HOLDOUT)[0]) if found.data else ()
-        method = config.method if config.method in ("weights", "activations", "blend") else found.method
+        method = config.method if config.method not in ("default", "auto") else found.method
         return replace(found, config=config, method=method, data=seen)
 
     def attempt(self, options: Settings) -> None:

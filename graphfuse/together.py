@@ -9,8 +9,7 @@ from torch import Tensor
 
 from graphfuse.config import FuseConfig
 from graphfuse.correspond import Correspondence
-from graphfuse.costs.evidence import Evidence, Problem
-from graphfuse.costs.moments import Measure
+from graphfuse.costs.evidence import Problem
 from graphfuse.costs.reference import MeanLockstep, mean_weights
 from graphfuse.costs.sources import Comparison
 from graphfuse.costs.weights import WeightEvidence
@@ -33,7 +32,6 @@ class Together:
     lockstep: Lockstep
     labels: Sequence[TensorLabel]
     comparison: Comparison
-    measure: Measure
 
     @property
     def config(self) -> FuseConfig:
@@ -63,19 +61,18 @@ class Together:
 
     def realign(self, k: int, maps: Sequence[Maps], shares: Sequence[float]) -> Solution:
         """Match one model with the mean of all, starting from its own maps."""
-        evidence, importance = self._evidence(k, maps, shares)
-        return coordinate(self.problems[k], evidence, self.config, self.measure, importance, maps[k])
-
-    def _evidence(self, k: int, maps: Sequence[Maps], shares: Sequence[float]) -> tuple[Evidence, Evidence | None]:
-        """What a model and the mean are compared by, and the masses of units (None: all have the same)."""
-        relation, problem = self.relation, self.problems[k]
+        relation, problem, method = self.relation, self.problems[k], self.comparison.method
         mean = mean_weights(self.labels, self.states, maps, shares, relation.sizes, relation.target)
         weights = WeightEvidence(problem, self.labels, mean, self.states[k], standard=True)
         lockstep = MeanLockstep(
             self.lockstep.models, relation, self.states, self.lockstep.retrace, self.lockstep.notes,
             known=self.lockstep.known, maps=maps, shares=shares, other=k,
         )  # fmt: skip
-        return self.comparison.evidence(problem, weights, lockstep)
+        evidence, importance = self.comparison.evidence(problem, weights, lockstep)
+        found = coordinate(problem, evidence, self.config, self.config.metric_for(method), importance, maps[k])
+        if method != "both":
+            return found
+        return coordinate(problem, weights, self.config, self.config.metric_for("weights"), importance, found.maps)
 
     def _check_sizes(self) -> None:
         for k, problem in enumerate(self.problems):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from graphfuse.alignment import Alignment, align, match, prepare
+from graphfuse.average import average
 from graphfuse.capture import state_of
 from graphfuse.config import FuseConfig
 from graphfuse.errors import (
@@ -360,3 +361,22 @@ def test_bad_input_is_refused(
 ) -> None:
     with pytest.raises(error, match=words):
         align(models, given.pop("args", ()), **given)
+
+
+@torch.no_grad()
+def test_the_method_both_goes_on_from_activations_and_keeps_the_better_of_two_starts() -> None:
+    torch.manual_seed(4)
+    models: list[nn.Module] = [MLP(), MLP()]
+    x = torch.randn(200, 5)
+    wanted = sum(model(x) for model in models) / 2
+    found = {}
+    for method in ("activations", "weights", "both"):
+        prepared = prepare(models, data=[x], config={"method": method})
+        alignment = match(prepared)
+        state = average(prepared, alignment, (0.5, 0.5))
+        output = torch.func.functional_call(models[0], state, (x,))
+        apart = sum(float((state_of(models[0])[n] - alignment.apply(models[1].state_dict(), 1)[n]).square().sum())
+                    for n in state)  # fmt: skip
+        found[method] = float((output - wanted).square().mean()), apart
+    assert found["both"][0] <= found["weights"][0] + 1e-9  # the start that weights alone have is one of the two
+    assert found["both"][1] < found["activations"][1]  # sweeps by weights bring weights together

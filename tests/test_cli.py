@@ -166,7 +166,7 @@ def test_fuse_writes_a_model_that_loads_again(run: Run, tmp_path: Path) -> None:
     specs = parents(tmp_path, "net", "wide", "net")
     code, text, error = run("fuse", *specs, "--data", "cli_nets:loader", "-o", "deep/out")
     assert code == 0, error
-    assert "by activations" in text and "the result has its shape" in text and "calibrated on 64 inputs" in text
+    assert "by both" in text and "the result has its shape" in text and "calibrated on 64 inputs" in text
     assert {path.name for path in Path("deep/out").iterdir()} == {
         "model.safetensors", "alignment.safetensors", "report.json", "report.html",
     }  # fmt: skip

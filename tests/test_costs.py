@@ -104,7 +104,7 @@ def test_every_option_is_obeyed(given: dict[str, Any], seen: dict[str, Tensor] =
     """No two of these give the same plan."""
     generator = torch.Generator().manual_seed(0)
     models, x = [randomise(MLP(), seed) for seed in (1, 2)], torch.randn(64, 5, generator=generator)
-    plan = plan_of(align(models, data=[x], config={"solver": "sinkhorn", **given}), "hidden.1")
+    plan = plan_of(align(models, data=[x], config={"method": "activations", "solver": "sinkhorn", **given}), "hidden.1")
     assert not any(torch.allclose(plan, other, rtol=0, atol=1e-5) for other in seen.values()), [*seen]
     assert plan.shape == (7, 7)
     assert float(plan.sum()) == pytest.approx(1, abs=1e-5)
@@ -266,7 +266,7 @@ def correlation(models: list[Any], rows: list[Tensor]) -> float:
 
 def before(models: list[Any], data: list[Any], filter: dict[str, Any]) -> float:
     """The same as an alignment tells it."""
-    found = align(models, data=data, config={"filter": filter})
+    found = align(models, data=data, config={"method": "activations", "filter": filter})
     (axis,) = (axis for axis in found.axes if axis.role == "hidden")
     value = found.models[1].agreement[axis.id].before
     assert value is not None

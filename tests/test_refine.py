@@ -17,7 +17,8 @@ from graphfuse.capture import state_of
 from graphfuse.config import FuseConfig, RefineConfig
 from graphfuse.errors import ConfigError, DataError
 from graphfuse.lockstep import Batch, parted
-from graphfuse.refine import Teacher, finetune, held_out, refine_maps, run_model
+from graphfuse.refine import finetune, refine_maps
+from graphfuse.teacher import Teacher, held_out, run_model
 from graphfuse.transport.solvers import differentiable
 
 SHARES = (0.5, 0.5)
@@ -161,7 +162,7 @@ def test_auto_tries_chooses_the_best_and_says_so() -> None:
     tried = result.report["tried"]
     scores = [entry["score"] for entry in tried]
     assert len(tried) >= 6 and all(score is not None for score in scores)
-    assert {entry["settings"]["method"] for entry in tried} == {"activations", "weights", "blend"}
+    assert {entry["settings"]["method"] for entry in tried} == {"both", "activations", "weights", "blend"}
     best = tried[scores.index(max(scores))]["settings"]
     assert result.report["config"]["method"] == best["method"]
     assert result.report["refinement"]["weights"]["steps"] == 30

@@ -2,7 +2,7 @@
 
 from graphfuse.config.base import nearest
 from graphfuse.config.calibrate import CalibrateConfig
-from graphfuse.config.costs import Activations, CostConfig, FilterConfig, LossFilter, Metric, Normalize, Window
+from graphfuse.config.costs import Activations, CostConfig, FilterConfig, LossFilter, Measure, Metric, Normalize, Window
 from graphfuse.config.flow import FlowConfig
 from graphfuse.config.fuse import Driver, FuseConfig, Method, Scheme
 from graphfuse.config.refine import RefineConfig
@@ -17,6 +17,7 @@ __all__ = [
     "FlowConfig",
     "FuseConfig",
     "LossFilter",
+    "Measure",
     "Method",
     "Metric",
     "Normalize",

@@ -9,7 +9,8 @@ from pydantic import Field, PlainSerializer, ValidationError, WithJsonSchema, fi
 
 from graphfuse.config.base import Settings, nearest
 
-Metric = Literal["auto", "correlation", "cosine", "euclidean", "squared"]
+Measure = Literal["correlation", "cosine", "euclidean", "squared"]
+Metric = Literal["auto"] | Measure
 Activations = Literal["raw", "centred", "standardised", "normalised"]
 Normalize = Literal["none", "max", "mean", "median", "log"]
 Importance = Literal["uniform", "activations", "weights"]

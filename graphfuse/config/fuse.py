@@ -15,13 +15,13 @@ from pydantic_core import ErrorDetails
 
 from graphfuse.config.base import Settings, nearest
 from graphfuse.config.calibrate import CalibrateConfig
-from graphfuse.config.costs import CostConfig, FilterConfig, Metric
+from graphfuse.config.costs import CostConfig, FilterConfig, Measure, Metric
 from graphfuse.config.flow import FlowConfig
 from graphfuse.config.refine import RefineConfig
 from graphfuse.config.transport import RoleConfig, Scale, Solver, expect_share
 from graphfuse.errors import ConfigError
 
-Method = Literal["default", "weights", "activations", "blend", "auto"]
+Method = Literal["default", "weights", "activations", "both", "blend", "auto"]
 Scheme = Literal["anchor", "barycenter", "cycle"]
 Driver = Literal["coordinate", "flow"]
 
@@ -31,9 +31,12 @@ class FuseConfig(Settings):
 
     method: Method = Field(
         "default",
-        description="What units are compared by: their weights, their activations on data, or both (blend). "
-        "default: activations when data is given, else weights. auto: all of these and more are tried within the time "
-        "budget, scored on held-out inputs, and the best is refined.",
+        description="What units are compared by: their weights, their activations on data, both or a blend. both: "
+        "sweeps by weights, from what activations found and from scratch; kept is the one by which "
+        "the average of the models comes nearest to their mean outputs. default: both when data is "
+        "given (activations where a filter or cost speaks of them, and with driver flow), else "
+        "weights. auto: all of these and more are tried within the time budget, scored on held-out "
+        "inputs, and the best is refined.",
     )
     budget: float = Field(120, gt=0, description="Seconds that method auto may take, roughly.")
     symmetry: Literal["permutation", "full"] = Field(
@@ -149,6 +152,8 @@ class FuseConfig(Settings):
     def _schemes_are_possible(self) -> Self:
         if self.scheme != "anchor" and self.driver == "flow":
             raise ValueError(f"scheme {self.scheme} matches whole axes; use driver coordinate, or scheme anchor")
+        if self.method == "both" and self.driver == "flow":
+            raise ValueError("method both goes on in sweeps, and driver flow makes one pass; use another method")
         solvers = [self.solver, *(role.solver for role in self.roles.values() if role.solver is not None)]
         if self.scheme == "cycle" and any(solver != "assignment" for solver in solvers):
             raise ValueError("scheme cycle needs one-to-one maps; use solver assignment, or scheme barycenter")
@@ -163,6 +168,14 @@ class FuseConfig(Settings):
     def rotating(self) -> bool:
         """Whether axes are aligned by rotations where their class allows it."""
         return self.symmetry == "full" and self.driver == "coordinate" and self.scheme != "cycle"
+
+    def metric_for(self, method: str) -> Measure:
+        """How units are compared by ``weights``, or else by activations."""
+        if self.metric != "auto":
+            return self.metric
+        if method == "weights":
+            return "squared"
+        return "correlation" if self.cost.activations == "raw" else "euclidean"
 
     def shares(self, count: int) -> tuple[float, ...]:
         """Each of so many models' weight in the average; they sum to one."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from graphfuse.config import Activations, CostConfig, Normalize
-from graphfuse.costs.moments import Measure, Moments, likeness
+from graphfuse.config import Activations, CostConfig, Measure, Normalize
+from graphfuse.costs.moments import Moments, likeness
 
 _ROUNDING = 1e-12  # variance of a constant in single precision, relative to its square
 

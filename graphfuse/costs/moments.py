@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from graphfuse.carry import Labelled, in_source, in_target
+from graphfuse.config import Measure
 
-Measure = Literal["correlation", "cosine", "euclidean", "squared"]
 PIECE = 1 << 22  # elements of an operand that are copied at a time
 
 

@@ -2,7 +2,6 @@
 
 from graphfuse.refine.loop import Descent
 from graphfuse.refine.maps import refine_maps
-from graphfuse.refine.objective import Teacher, held_out, run_model
 from graphfuse.refine.weights import finetune, refine_weights
 
-__all__ = ["Descent", "Teacher", "finetune", "held_out", "refine_maps", "refine_weights", "run_model"]
+__all__ = ["Descent", "finetune", "refine_maps", "refine_weights"]

@@ -23,7 +23,7 @@ from graphfuse.lockstep import parted
 from graphfuse.maps import AxisMap
 from graphfuse.prepared import Prepared
 from graphfuse.refine.loop import Budget, Descent, Progress, descend
-from graphfuse.refine.objective import Teacher, held_out, run_model
+from graphfuse.teacher import Teacher, held_out, run_model
 from graphfuse.transport.solvers import assign, differentiable
 
 

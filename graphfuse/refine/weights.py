@@ -13,7 +13,7 @@ from graphfuse.config import RefineConfig
 from graphfuse.errors import DataError
 from graphfuse.lockstep import Batch
 from graphfuse.refine.loop import Budget, Descent, Progress, descend
-from graphfuse.refine.objective import Teacher, held_out, run_model
+from graphfuse.teacher import Teacher, held_out, run_model
 
 FLOOR = 1e-2
 """Least scale of a tensor, to which its step size is relative."""

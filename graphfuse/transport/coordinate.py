@@ -17,10 +17,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from graphfuse.config import FuseConfig
+from graphfuse.config import FuseConfig, Measure
 from graphfuse.costs.evidence import Evidence, Problem
 from graphfuse.costs.ground import gains, plain
-from graphfuse.costs.moments import Measure, Moments, likeness, linear_likeness, matched_correlation, summed
+from graphfuse.costs.moments import Moments, likeness, linear_likeness, matched_correlation, summed
 from graphfuse.maps import AxisMap, Maps
 from graphfuse.symmetry import Axis
 from graphfuse.transport.family import Agreement, Quality, agreement, optimum, seen_from

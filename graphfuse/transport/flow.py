@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from graphfuse.axes import walk_leaves
-from graphfuse.config import FuseConfig
+from graphfuse.config import FuseConfig, Measure
 from graphfuse.costs.evidence import Evidence, Problem
 from graphfuse.costs.magnitude import Place
-from graphfuse.costs.moments import Measure
 from graphfuse.maps import AxisMap
 from graphfuse.transport.coordinate import Solution, Solver, State, visit
 from graphfuse.transport.family import agreement
