@@ -6,7 +6,7 @@
 
 A model is built once for all tools, its weights, gains, biases and statistics drawn at random in float64; each tool
 gets it in a forked process of its own, permutes it at random, and the outputs must stay (relative change below 1e-6;
-above 250M parameters float32 and 1e-3, to save memory).
+above 250M parameters, to save memory, and where kernels know no float64: float32 and 1e-3).
 Seconds are those of one core, without imports; so is the limit. What is recorded for the same version of a tool is not
 measured again. The peers are installed with pip, each in a folder of its own (two of them are both called ``rebasin``).
 Needs ``graphfuse[zoo]`` and a system that can fork.
@@ -69,11 +69,18 @@ class Ready:
 
 
 def prepared(case: Case, seed: int) -> Ready:
-    """The case's model in eval mode, everything learned or gathered drawn at random."""
+    """The case's model in eval mode, everything learned or gathered drawn at random, in float64 where it runs so."""
+    try:
+        return _drawn(case, seed, torch.float64)
+    except RuntimeError:  # some kernels, as of grouped products, know no float64
+        return _drawn(case, seed, torch.float32)
+
+
+def _drawn(case: Case, seed: int, widest: torch.dtype) -> Ready:
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model, args, kwargs = case.build()
-    dtype = torch.float32 if sum(p.numel() for p in model.parameters()) > LARGE else torch.float64
+    dtype = torch.float32 if sum(p.numel() for p in model.parameters()) > LARGE else widest
     model = model.to(dtype).eval()
     args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, (args, kwargs))
     with torch.no_grad():
