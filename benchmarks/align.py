@@ -9,12 +9,14 @@ Two models of one shape with random weights, each measurement in a process of it
 that other work on the machine matters little. Products are timed where the run makes them (matrix products,
 convolutions and attention of more than a vector), assignments likewise; vector products, as Sinkhorn's scalings make
 them, are told apart and not called unavoidable. The ratio is of the matching; tracing, once for each model, is a
-column of its own. Needs ``pip install graphfuse[zoo]``.
+column of its own. Memory is what is resident at the peak, with freed blocks given back at once
+(MALLOC_MMAP_THRESHOLD_), as what an allocator keeps for later says little. Needs ``pip install graphfuse[zoo]``.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -180,7 +182,8 @@ def main() -> None:
             for method in methods:
                 print(f"measuring {name} by {method} ...", file=sys.stderr, flush=True)
                 numbers = [f"--sweeps={options.sweeps}", f"--samples={options.samples}"]
-                subprocess.run([sys.executable, __file__, "--here", name, f"--method={method}", *numbers], check=True)
+                command = [sys.executable, __file__, "--here", name, f"--method={method}", *numbers]
+                subprocess.run(command, check=True, env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 20)})
     print(show())
 
 

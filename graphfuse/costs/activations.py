@@ -111,6 +111,10 @@ class ActivationEvidence:
             return [evened(entry.copied() if self._keep else entry, self._kind) for entry in found.values()]
         return [] if self.problem.inner[axis.id] else self._fallback.moments(axis, maps)
 
+    def takes_in(self, axis: Axis, maps: Maps, spare: bool) -> bool:
+        """Never."""
+        return False
+
     def norms(self, axis: Axis) -> tuple[Tensor, Tensor] | None:
         """Root mean square activations; None for an axis that no activation shows by itself."""
         entries = [evened(entry.copied()) for entry in self._seen.get(axis.id, {}).values()]

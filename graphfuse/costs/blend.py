@@ -40,6 +40,10 @@ class BlendEvidence:
             found += [replace(entry, weight=share / len(entries)) for entry in entries]
         return found
 
+    def takes_in(self, axis: Axis, maps: Maps, spare: bool) -> bool:
+        """Never."""
+        return False
+
     def norms(self, axis: Axis) -> tuple[Tensor, Tensor] | None:
         """As the activations have it, else as the weights do."""
         return self._sources[0][0].norms(axis) or self._sources[1][0].norms(axis)

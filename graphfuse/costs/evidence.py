@@ -100,6 +100,13 @@ class Evidence(Protocol):
         """
         ...
 
+    def takes_in(self, axis: Axis, maps: Maps, spare: bool) -> bool:
+        """Told that an axis has a new map: whether this keeps all that it will need of the map, which can then go.
+
+        If not ``spare``, the map is needed by others in any case.
+        """
+        ...
+
     def norms(self, axis: Axis) -> tuple[Tensor, Tensor] | None:
         """How large the units of A and of B are, (\\*lead, n_A) and (\\*lead, n_B) or what broadcasts over that.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from graphfuse.carry import Labelled, in_source, in_target
 from graphfuse.config import Measure
 
-PIECE = 1 << 22  # elements of an operand that are copied at a time
+PIECE = 1 << 20  # elements of an operand that are copied at a time, or half as many as the table has
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,7 +196,9 @@ def gram(
     cross: Tensor | None = None
     squares: list[Tensor] = []
     wanted = _present(family, left, b)
-    for one, two in _pieces(left, b, features):
+    sizes = {**dict(zip(b.labels, b.value.shape, strict=True)), **dict(zip(left.labels, a.shape, strict=True))}
+    largest = piece_of(math.prod(sizes[x] for x in wanted))
+    for one, two in _pieces(left, b, features, largest):
         x, y = _standardised(one, mean_a, std.scale_a), _standardised(two, mean_b, std.scale_b)
         part = torch.einsum(x.value, list(x.labels), y.value, list(y.labels), list(wanted))
         cross = part if cross is None else cross.add_(part)
@@ -227,15 +229,20 @@ def _where(entry: Labelled, features: Sequence[int]) -> tuple[int, ...]:
     return tuple(entry.labels.index(x) for x in features)
 
 
-def _pieces(a: Labelled, b: Labelled, features: Sequence[int]) -> Iterator[tuple[Labelled, Labelled]]:
-    """Both tensors cut along their longest feature, so that no piece is much larger than PIECE."""
+def piece_of(table: int) -> int:
+    """How many elements of an operand may be copied at a time for a table of this size."""
+    return max(PIECE, table // 2)
+
+
+def _pieces(a: Labelled, b: Labelled, features: Sequence[int], largest: int) -> Iterator[tuple[Labelled, Labelled]]:
+    """Both tensors cut along their longest feature, so that no piece is much larger than this many elements."""
     if not features:
         yield a, b
         return
     cut = max(features, key=lambda x: a.value.shape[a.labels.index(x)])
     i, j = a.labels.index(cut), b.labels.index(cut)
     length = a.value.shape[i]
-    step = max(1, length * PIECE // max(a.value.numel(), b.value.numel(), 1))
+    step = max(1, length * largest // max(a.value.numel(), b.value.numel(), 1))
     for start in range(0, length, step):
         size = min(step, length - start)
         yield Labelled(a.value.narrow(i, start, size), a.labels), Labelled(b.value.narrow(j, start, size), b.labels)

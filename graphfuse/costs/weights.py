@@ -8,18 +8,19 @@ counts as much as any other.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from graphfuse.axes import walk_leaves
-from graphfuse.carry import carry
+from graphfuse.carry import Slot, carry
 from graphfuse.cells import Cell, cells
 from graphfuse.config import CostConfig
 from graphfuse.costs.evidence import Problem, judges, slots_for
-from graphfuse.costs.moments import PIECE, Moments, Standard, gram
+from graphfuse.costs.moments import PIECE, Moments, Standard, gram, piece_of
 from graphfuse.maps import Maps
 from graphfuse.rulebook import load_rules
 from graphfuse.symmetry import Axis, SymmetryGraph, TensorLabel
@@ -67,6 +68,7 @@ class WeightEvidence:
     ) -> None:
         self.problem, self._written_by = problem, written_by
         self._patches: dict[int, list[_Patch]] = {axis.id: [] for axis in problem.axes}
+        self._kept: dict[int, dict[int, Moments]] = {axis.id: {} for axis in problem.axes}
         for label in labels:
             if standard and label.name not in state_a:
                 continue
@@ -89,12 +91,42 @@ class WeightEvidence:
 
     def moments(self, axis: Axis, maps: Maps) -> Sequence[Moments]:
         """Moments over all features of the axis whose other axes have maps."""
+        kept = self._kept[axis.id]
+        patches = [patch for patch in self._patches[axis.id] if not kept.keys() & set(patch.cell.axes)]
+        total = self._sum(patches, axis, maps)
+        for moments in kept.values():
+            total = moments.copied().merge(total)
+        return [total] if total is not None else []
+
+    def takes_in(self, axis: Axis, maps: Maps, spare: bool) -> bool:
+        """Keep, for each other axis, the moments that this axis' map gives it, where these take less room than the map.
+
+        Only where each tensor has one other axis to be solved beside this one, and no map depends on either.
+        """
+        for kept in self._kept.values():
+            kept.pop(axis.id, None)
+        moving, plan = self.problem.moving, maps[axis.id].values
+        beside = [[id for id in patch.cell.axes if id in moving] for patch in self._patches[axis.id]]
+        others = [moving[id] for id in sorted({id for ids in beside for id in ids} - {axis.id})]
+        lone = not any(self.problem.inner[each.id] or self.problem.lead(each) for each in (axis, *others))
+        once = all(len(ids) == len(set(ids)) <= 2 for ids in beside)
+        size = sum(4 * self.problem.sizes_a[each.id] * self.problem.sizes_b[each.id] for each in others)
+        if not spare or not lone or not once or self._written_by or size >= plan.numel() * plan.element_size():
+            return False
+        for other in others:
+            patches = [patch for patch in self._patches[other.id] if axis.id in patch.cell.axes]
+            found = self._sum(patches, other, maps)
+            if found is not None:
+                self._kept[other.id][axis.id] = found
+        return True
+
+    def _sum(self, patches: Sequence[_Patch], axis: Axis, maps: Maps) -> Moments | None:
         total: Moments | None = None
-        for patch in self._patches[axis.id]:
+        for patch in patches:
             for position in self._places(patch, axis.id):
                 if judges(patch.cell.axes, position, self.problem, maps):
                     total = self._patch_moments(patch, axis, position, maps).merge(total)
-        return [total] if total is not None else []
+        return total
 
     def norms(self, axis: Axis) -> tuple[Tensor, Tensor] | None:
         """Norms of all that each unit reads and writes, every tensor divided by its deviation."""
@@ -120,9 +152,13 @@ class WeightEvidence:
 
     def _patch_moments(self, patch: _Patch, axis: Axis, position: int, maps: Maps) -> Moments:
         slots, along, context = slots_for(patch.cell, patch.consumed, axis, position, self.problem, maps)
-        left, right = _comparable(*patch.cell.views)
-        carried = carry(right, slots, {position, *context})
-        return gram(left, carried, position, along, context, patch.scale)
+        total: Moments | None = None
+        for views, own in _pieces(patch.cell.views, slots, {position, *along, *context}):
+            left, right = _comparable(*views)
+            carried = carry(right, own, {position, *context})
+            total = gram(left, carried, position, along, context, patch.scale).merge(total)
+        assert total is not None
+        return total
 
     def _places(self, patch: _Patch, axis: int) -> list[int]:
         """Where an axis stands in a patch, so that it is evidence."""
@@ -179,6 +215,38 @@ def _one_each(graph: SymmetryGraph, label: TensorLabel) -> bool:
     plain = all(size > 1 for size in label.shape)
     return plain and all(any(set(c.axes) <= {id, *contexts[id]} for id in c.axes if id in contexts)
                          for c in cells((), label.dims, ()))  # fmt: skip
+
+
+def _pieces(
+    views: Sequence[Tensor], slots: Sequence[Slot], kept: set[int]
+) -> Iterator[tuple[Sequence[Tensor], Sequence[Slot]]]:
+    """A cell's views cut along a feature, and the maps of each piece, where whole copies of them would be large.
+
+    A feature can be cut that keeps its order or is permuted; what maps of others depend on cannot. Views that are
+    compared as they are need no copies, and are cut later (:func:`graphfuse.costs.moments.gram`).
+    """
+    asked = {q for slot in slots for q in (*slot.along, *slot.context)}
+    moved = any(slot.map is not None for p, slot in enumerate(slots) if p not in kept)
+    open_to = [p for p, slot in enumerate(slots) if p not in kept | asked and _divisible(slot)]
+    largest = piece_of(math.prod(views[0].shape[p] * views[1].shape[p] for p in kept))
+    if views[0].numel() <= largest or not open_to or not (moved or views[0].element_size() < 4):
+        yield views, slots
+        return
+    cut = max(open_to, key=lambda p: views[0].shape[p])
+    length, slot = views[0].shape[cut], slots[cut]
+    step = max(1, length * largest // views[0].numel())
+    for start in range(0, length, step):
+        size = min(step, length - start)
+        left = views[0].narrow(cut, start, size)
+        if slot.map is None or slot.map.index is None:
+            yield (left, views[1].narrow(cut, start, size)), slots
+        else:
+            part = replace(slot, map=replace(slot.map, index=slot.map.index.narrow(-1, start, size)))
+            yield (left, views[1]), [part if p == cut else other for p, other in enumerate(slots)]
+
+
+def _divisible(slot: Slot) -> bool:
+    return slot.map is None or (slot.map.hard and not slot.map.lead)
 
 
 def _comparable(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -193,7 +193,11 @@ def visit(problem: Problem, evidence: Evidence, measure: Measure, axis: Axis, st
     table = table_of(problem, axis, state.maps, entries, measure, values, shape, solver.gain(axis), wide=exact)
     solved = solver(problem, axis, table.neg_())
     state.maps[axis.id] = solved
-    if solver.spends(problem, axis):
+    soft = solver.spends(problem, axis)
+    if evidence.takes_in(axis, state.maps, soft):
+        # no values: it counts as known, and whoever would use it fails
+        state.maps[axis.id] = replace(solved, plan=torch.empty_like(solved.values, device="meta"))
+    if soft:
         return
     state.values[axis.id] = -optimum(solved, table)
     if solver.soft is None:
