@@ -1,4 +1,4 @@
-"""The benchmark's networks, in the usual idioms; nothing in here knows that it will be fused."""
+"""The benchmark's networks, in the usual idioms, with the demo's blocks where they are the same."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from graphfuse.demo.models import BasicBlock, Encoder
 
 
 class MLP(nn.Module):
@@ -22,24 +24,6 @@ class MLP(nn.Module):
         for layer in self.layers:
             x = F.relu(layer(x))
         return self.head(x)
-
-
-class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions with batch norm, added to a skip connection."""
-
-    def __init__(self, before: int, after: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(after)
-        self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(after)
-        self.downsample: nn.Module = nn.Identity()
-        if stride != 1 or before != after:
-            self.downsample = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(y)) + self.downsample(x))
 
 
 class ResNet20(nn.Module):
@@ -75,34 +59,15 @@ def causal(tokens: int, device: torch.device) -> Tensor:
     return torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
 
 
-class FusedAttention(nn.Module):
-    """Multi-head self-attention with one projection for queries, keys and values."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+class MaskedBlock(Encoder):
+    """A pre-norm block whose attention is masked."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        batch, tokens, width = x.shape
-        split = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads)
+        (batch, tokens, width), heads = x.shape, self.attention.heads
+        split = self.attention.qkv(self.norm1(x)).view(batch, tokens, 3, heads, width // heads)
         query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
-        return self.proj(attend(query, key, value, mask).transpose(1, 2).reshape(batch, tokens, width))
-
-
-class Block(nn.Module):
-    """A pre-norm transformer block."""
-
-    def __init__(self, width: int, heads: int, ratio: int = 4) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width)
-        self.attention = FusedAttention(width, heads)
-        self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, ratio * width), nn.GELU(), nn.Linear(ratio * width, width))
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = x + self.attention(self.norm1(x), mask)
+        mixed = attend(query, key, value, mask).transpose(1, 2).reshape(batch, tokens, width)
+        x = x + self.attention.proj(mixed)
         return x + self.mlp(self.norm2(x))
 
 
@@ -114,7 +79,7 @@ class ViT(nn.Module):
         self.patches = nn.Conv2d(channels, width, 4, stride=4)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(torch.randn(1, (size // 4) ** 2 + 1, width) * 0.02)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(Encoder(width, heads, 4 * width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, classes)
 
@@ -133,7 +98,7 @@ class GPT2(nn.Module):
         super().__init__()
         self.wte = nn.Embedding(vocabulary, width)
         self.wpe = nn.Embedding(context, width)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(MaskedBlock(width, heads, 4 * width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocabulary, bias=False)
         for table in (self.wte, self.wpe):

@@ -12,7 +12,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +21,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
+from graphfuse.demo.recipes import single_thread
 from quality import data, models, molecules
 from quality.data import Data, Part
 
@@ -109,17 +109,6 @@ LOADERS = {**data.LOADERS, "molecules": molecules.molecules}
 def load_data(name: str, folder: Path) -> Data:
     """A data set by name, read once."""
     return LOADERS[name](folder)
-
-
-@contextmanager
-def single_thread() -> Iterator[None]:
-    """One torch thread inside, so that a seed gives the same network on any number of cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def build(kind: str, seed: int, data: Data) -> nn.Module:
