@@ -9,8 +9,8 @@ Two models of one shape with random weights, each measurement in a process of it
 that other work on the machine matters little. Products are timed where the run makes them (matrix products,
 convolutions and attention of more than a vector), assignments likewise; vector products, as Sinkhorn's scalings make
 them, are told apart and not called unavoidable. The ratio is of the matching; tracing, once for each model, is a
-column of its own. Memory is what is resident at the peak, with freed blocks given back at once
-(MALLOC_MMAP_THRESHOLD_), as what an allocator keeps for later says little. Needs ``pip install graphfuse[zoo]``.
+column of its own. Memory is what is resident at the peak, with freed blocks given back at once, as what an allocator
+keeps for later says little; that costs some time, which is in the figures. Needs ``pip install graphfuse[zoo]``.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ MODELS: dict[str, Callable[[], Built]] = {
     "llama-1.1b": _from_config("AutoModelForCausalLM", "llama", _ids, **LLAMA),
 }
 METHODS = ("weights", "activations")
+GIVING_BACK = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "THP_MEM_ALLOC_ENABLE": "1"}  # of glibc and of torch
 
 
 class Products(TorchDispatchMode):
@@ -183,7 +184,7 @@ def main() -> None:
                 print(f"measuring {name} by {method} ...", file=sys.stderr, flush=True)
                 numbers = [f"--sweeps={options.sweeps}", f"--samples={options.samples}"]
                 command = [sys.executable, __file__, "--here", name, f"--method={method}", *numbers]
-                subprocess.run(command, check=True, env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 20)})
+                subprocess.run(command, check=True, env={**os.environ, **GIVING_BACK})
     print(show())
 
 

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from graphfuse.aligned import Alignment
-from graphfuse.alignment import Config, Prepared, Progress, match, prepare
+from graphfuse.alignment import Prepared, Progress, match, prepare
 from graphfuse.average import average, shares_of
 from graphfuse.calibrate import Calibration, calibrate
 from graphfuse.capture import state_of
 from graphfuse.config import FuseConfig
 from graphfuse.errors import CheckpointError, DataError
 from graphfuse.lockstep import batches, parted
+from graphfuse.prepared import Config
 from graphfuse.refine import Descent, refine_maps, refine_weights
 from graphfuse.resize import resize
 from graphfuse.search import Score, Tried, search

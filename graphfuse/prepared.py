@@ -19,7 +19,6 @@ from graphfuse.lockstep import Batch, Lockstep, batches
 from graphfuse.matching import Form, Tracer, call_of, forms_of, without_gains
 from graphfuse.roles import ROLES
 from graphfuse.rulebook import load_rules
-from graphfuse.transport.flow import WEIGHTED
 
 __all__ = ["Config", "Prepared", "Progress", "prepare"]
 
@@ -54,7 +53,10 @@ def prepare(
     rules: Iterable[Any] = (),
     progress: Progress | None = None,
 ) -> Prepared:
-    """Everything that can go wrong with the inputs of :func:`align`, before anything is computed."""
+    """Everything that can go wrong with the inputs of :func:`graphfuse.align`, before anything is computed.
+
+    Parameters and errors are those of :func:`graphfuse.align`, whose signature this is.
+    """
     settings = FuseConfig.parse(config)
     models = _some(models, settings)
     method = _method(settings, data is not None)
@@ -107,7 +109,7 @@ def _some(models: Sequence[nn.Module], config: FuseConfig) -> tuple[nn.Module, .
 
 
 def _method(config: FuseConfig, has_data: bool) -> Matching:
-    if config.driver == "flow" and config.flow.residual in WEIGHTED and not has_data:
+    if config.driver == "flow" and config.flow.weighs and not has_data:
         raise DataError(
             f"flow.residual {config.flow.residual} weighs by activations, but there is no data.\n"
             "  what to do: pass data, or use residual: mean"

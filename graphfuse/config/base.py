@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import difflib
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Settings(BaseModel):
     """A section of a config."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def section(kind: type[Settings], description: str) -> Any:
+    """A field that holds a section of its own, by default with its defaults."""
+    return Field(default_factory=lambda: kind.model_validate({}), description=description)
 
 
 def nearest(word: str, valid: list[str]) -> str:

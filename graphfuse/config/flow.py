@@ -44,3 +44,8 @@ class FlowConfig(Settings):
         "4.2.3). own: a map each, from their own values; combined by the residual policy after a sum, dropped after a "
         "concatenation. follow: the map of what they join.",
     )
+
+    @property
+    def weighs(self) -> bool:
+        """Whether a sum's operands are weighed by how large the target's activations are."""
+        return self.residual in ("weighted_scalar", "weighted_matrix")

@@ -13,7 +13,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from graphfuse.config.base import Settings, nearest
+from graphfuse.config.base import Settings, nearest, section
 from graphfuse.config.calibrate import CalibrateConfig
 from graphfuse.config.costs import CostConfig, FilterConfig, Measure, Metric
 from graphfuse.config.flow import FlowConfig
@@ -49,9 +49,7 @@ class FuseConfig(Settings):
         description="coordinate: one map for each axis, from all that it touches, in sweeps; flow: maps on edges, one "
         "pass in the order of the graph, each from what its producer alone shows (symmetry is then permutation).",
     )
-    flow: FlowConfig = Field(
-        default_factory=lambda: FlowConfig.model_validate({}), description="How maps flow when driver is flow."
-    )
+    flow: FlowConfig = section(FlowConfig, "How maps flow when driver is flow.")
     solver: Solver = Field(
         "assignment",
         description="assignment: one to one (exact optimal transport where the widths differ); emd: exact optimal "
@@ -128,19 +126,10 @@ class FuseConfig(Settings):
     roles: dict[str, RoleConfig] = Field(
         default_factory=dict, description="Settings for single roles (residual, heads, hidden, ...) or axes (heads.0)."
     )
-    cost: CostConfig = Field(
-        default_factory=lambda: CostConfig.model_validate({}), description="What it costs to match two units."
-    )
-    filter: FilterConfig = Field(
-        default_factory=lambda: FilterConfig.model_validate({}), description="Which activations are compared."
-    )
-    calibrate: CalibrateConfig = Field(
-        default_factory=lambda: CalibrateConfig.model_validate({}), description="What is done after averaging."
-    )
-
-    refine: RefineConfig = Field(
-        default_factory=lambda: RefineConfig.model_validate({}), description="What is optimised by gradient."
-    )
+    cost: CostConfig = section(CostConfig, "What it costs to match two units.")
+    filter: FilterConfig = section(FilterConfig, "Which activations are compared.")
+    calibrate: CalibrateConfig = section(CalibrateConfig, "What is done after averaging.")
+    refine: RefineConfig = section(RefineConfig, "What is optimised by gradient.")
 
     @model_validator(mode="after")
     def _weights_are_usable(self) -> Self:

@@ -25,8 +25,6 @@ from graphfuse.transport.coordinate import Solution, Solver, State, visit
 from graphfuse.transport.family import agreement
 from graphfuse.transport.wires import Term, Wire, Wiring
 
-WEIGHTED = ("weighted_scalar", "weighted_matrix")
-
 
 def flow(
     problem: Problem,
@@ -84,7 +82,7 @@ def flow(
 
 def places_of(wiring: Wiring, config: FuseConfig) -> set[Place]:
     """Where the weighted policies need to know how large activations are."""
-    if config.flow.residual not in WEIGHTED:
+    if not config.flow.weighs:
         return set()
     joins = [(wire.axis.id, wire.join) for wire in wiring.wires if wire.join is not None]
     return {(term.node, term.wire) for _, join in joins for term in (join.skip, join.branch)}
