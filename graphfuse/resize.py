@@ -29,10 +29,11 @@ from graphfuse.lockstep import Lockstep
 from graphfuse.maps import AxisMap
 from graphfuse.matching.stacks import unequal
 from graphfuse.symmetry import Axis
-from graphfuse.transport.coordinate import marginals, table_of
+from graphfuse.transport.coordinate import marginals
 from graphfuse.transport.family import optimum
 from graphfuse.transport.selection import merging, representatives
 from graphfuse.transport.solvers import assign
+from graphfuse.transport.table import table_of
 
 
 def resize(
