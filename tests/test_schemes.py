@@ -216,7 +216,7 @@ def by_scheme(models: Sequence[nn.Module], data: Any, scheme: str, **more: Any) 
 
 def rematched(prepared: Prepared, scheme: str, **more: Any) -> Alignment:
     solver = {} if scheme == "cycle" else {"solver": "sinkhorn"}
-    config = FuseConfig.parse({"scheme": scheme, **solver, **more, "symmetry": "permutation"})
+    config = FuseConfig.parse({"scheme": scheme, "rounds": 2, **solver, **more, "symmetry": "permutation"})
     method = "activations" if config.method == "default" else config.method
     assert method != "auto"
     return match(replace(prepared, config=config, method=method))
