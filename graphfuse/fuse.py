@@ -159,7 +159,7 @@ def _finished(
     seen, held = parted(prepared.data, refine.holdout) if later else (prepared.data, prepared.data)
     # one model in its own width is what it was, and needs no calibration
     changed = sum(map(bool, shares)) > 1 or any(not found.hard for m in alignment.models for found in m.maps.values())
-    if seen and changed and (prepared.config.calibrate.least_squares or prepared.config.calibrate.batch_norm):
+    if seen and changed and (prepared.config.calibrate.method != "batch_norm" or prepared.config.calibrate.batch_norm):
         calibration = calibrate(replace(prepared, data=tuple(seen)), alignment, state, shares, progress)
         _write(model, calibration.state)
         clock.lap("calibrate")

@@ -45,7 +45,13 @@ WITHOUT: tuple[Settings, ...] = (
     {"method": "weights", "symmetry": "full"},
     {"method": "weights", "symmetry": "permutation"},
 )
-CALIBRATIONS: tuple[Settings, ...] = ({"ridge": 1e-3}, {"ridge": 1e-1}, {"least_squares": False})
+CALIBRATIONS: tuple[Settings, ...] = (
+    {"ridge": 1e-3},
+    {"ridge": 1e-1},
+    {"method": "batch_norm"},
+    {"method": "repair"},
+    {"method": "regmean"},
+)
 HOLDOUT = 0.2
 TRYING = 0.5
 """Share of the time budget that trying may take; the rest is for the final run and its refinement."""

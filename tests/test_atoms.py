@@ -121,7 +121,7 @@ def test_models_with_such_a_module_are_fused_across_widths_and_calibrated() -> N
     models = [Net(8), Net(8), Net(11)]
     data = [torch.randn(32, 5) for _ in range(4)]
     book = load_rules([pack(FILTER, PAIR)])
-    result = graphfuse.fuse(models, data=data, rules=[book], config={"calibrate": {"least_squares": True}})
+    result = graphfuse.fuse(models, data=data, rules=[book], config={"calibrate": {"method": "least_squares"}})
     assert result.model(data[0]).shape == (32, 3)
     assert {axis.size for axis in graphfuse.trace(result.model, (data[0],), rules=book).axes} == {6, 7, 8}
     twin = Net(8)

@@ -305,14 +305,14 @@ def test_statistics_are_those_of_the_fused_models_own_activations() -> None:
 
 def test_statistics_of_a_model_fused_with_itself_stay_although_the_inputs_have_others() -> None:
     model, x = scaled(ResNet((5, 6))), images(16)
-    state, found = calibrated(prepared_([model, planted(model, x)], [x], {"least_squares": False}))
+    state, found = calibrated(prepared_([model, planted(model, x)], [x], {"method": "batch_norm"}))
     for name, value in state.items():
         assert_close(found.state[name], value, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("setting", "moves"),
-    [({"least_squares": False}, "running"), ({"batch_norm": False}, "weight"), ({}, "both")],
+    [({"method": "batch_norm"}, "running"), ({"batch_norm": False}, "weight"), ({}, "both")],
 )
 def test_each_part_can_be_switched_off(setting: dict[str, bool], moves: str) -> None:
     models: list[nn.Module] = [scaled(ResNet((5, 6)), 1), scaled(ResNet((5, 6)), 2)]

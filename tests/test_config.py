@@ -15,7 +15,7 @@ from graphfuse.errors import ConfigError
 def test_none_means_the_defaults() -> None:
     config = FuseConfig.parse(None)
     assert (config.method, config.solver, config.target, config.weights) == ("default", "assignment", 0, None)
-    assert config.calibrate.least_squares
+    assert config.calibrate.method == "least_squares"
 
 
 def test_a_dict_a_file_and_a_config_give_the_same(tmp_path: Path) -> None:

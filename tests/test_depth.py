@@ -23,7 +23,7 @@ from graphfuse.capture import state_of
 from graphfuse.errors import CorrespondenceError
 from graphfuse.matching.similarity import monotone
 
-AVERAGE = {"symmetry": "permutation", "calibrate": {"least_squares": False, "batch_norm": False}}
+AVERAGE = {"symmetry": "permutation", "calibrate": {"method": "batch_norm", "batch_norm": False}}
 
 
 def without(model: nn.Module, *gone: int) -> nn.Module:

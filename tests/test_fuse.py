@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from graphfuse.capture import state_of
 from graphfuse.fuse import FuseResult, fuse
 
-PLAIN = {"calibrate": {"least_squares": False, "batch_norm": False}}
+PLAIN = {"calibrate": {"method": "batch_norm", "batch_norm": False}}
 
 
 def snapshot(models: list[nn.Module]) -> list[dict[str, Tensor]]:

@@ -80,9 +80,9 @@ def test_fusing_moves_what_only_unused_outputs_show(as_file: bool, tmp_path: Pat
         for part, dim in ((b.up, 0), (b.down, 1), (b.side, 1)):
             part.weight.copy_(part.weight.index_select(dim, order))
         b.up.bias.copy_(b.up.bias[order])
-    config: Any = {"outputs": ["scores"], "calibrate": {"least_squares": False}}
+    config: Any = {"outputs": ["scores"], "calibrate": {"method": "batch_norm"}}
     if as_file:
-        (tmp_path / "c.yaml").write_text("outputs: [scores]\ncalibrate: {least_squares: false}\n")
+        (tmp_path / "c.yaml").write_text("outputs: [scores]\ncalibrate: {method: batch_norm}\n")
         config = tmp_path / "c.yaml"
     x = torch.randn(64, 5)
     fused = graphfuse.fuse([a, b], data=[x], config=config).model

@@ -59,7 +59,7 @@ def test_weights_come_nearer_to_the_parents_mean_outputs() -> None:
 @pytest.mark.parametrize("straight", [True, False])
 def test_maps_come_nearer_and_stay_maps(straight: bool) -> None:
     models: list[nn.Module] = [net(1), net(2)]
-    config = {"calibrate": {"least_squares": False}, "symmetry": "permutation", "method": "activations"}
+    config = {"calibrate": {"method": "batch_norm"}, "symmetry": "permutation", "method": "activations"}
     refine = {"what": "maps", "steps": 40, "straight_through": straight, "maps_rate": 0.3}
     plain = graphfuse.fuse(models, data=inputs(), config=config)
     result = graphfuse.fuse(models, data=inputs(), config={**config, "refine": refine})

@@ -69,7 +69,7 @@ def test_planted_rotations_come_back(name: str, method: str) -> None:
     assert_close(other(x), wanted, rtol=0, atol=1e-4 * scale)
     stream = next(axis for axis in graph.axes if axis.role == "residual")
     for symmetry, close in (("full", True), ("permutation", False)):
-        config = {"method": method, "symmetry": symmetry, "calibrate": {"least_squares": False}}
+        config = {"method": method, "symmetry": symmetry, "calibrate": {"method": "batch_norm"}}
         result = graphfuse.fuse([model, other], data=[x], config=config)
         error = float((result.model(x).detach() - wanted).std()) / scale
         assert (error < 1e-3) == close, (symmetry, error)
@@ -97,7 +97,7 @@ def test_streams_of_other_widths_are_turned_into_each_other() -> None:
     models = [weighted(lambda w=w: _decoder(w), seed) for seed, w in enumerate((24, 16))]
     x = ids(16, 9, 31)
     for pair in (models, models[::-1]):
-        result = graphfuse.fuse(pair, data=[x], config={"calibrate": {"least_squares": False}})
+        result = graphfuse.fuse(pair, data=[x], config={"calibrate": {"method": "batch_norm"}})
         assert result.model(x).isfinite().all()
         assert state_of(result.model)["norm.weight"].shape == state_of(pair[0])["norm.weight"].shape
 

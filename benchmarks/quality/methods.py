@@ -23,7 +23,7 @@ from quality.data import Data, Part
 SAMPLES, BATCH = 512, 64
 STEPS, RATES, TUNING_SEED = 60, (1e-4, 3e-4, 1e-3), 1_000_003
 POINTS, BARRIER = 11, 1000
-BARE = {"least_squares": False, "batch_norm": True}
+BARE = {"method": "batch_norm", "batch_norm": True}
 UNALIGNED = {role: {"align": False} for role in ROLES}
 STAGES = ("oneshot", "calibrated", "refined", "tuned", "barrier")
 NO_LABELS = "there are no labels beside these parents"

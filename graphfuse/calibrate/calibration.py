@@ -4,43 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from graphfuse.aligned import Aligned, Alignment
-from graphfuse.calibrate.fit import Evidence, fit
-from graphfuse.calibrate.plan import Fit, Plan, plan_of
+from graphfuse.aligned import Alignment
+from graphfuse.calibrate.guard import held_back
+from graphfuse.calibrate.plan import Plan, plan_of
 from graphfuse.calibrate.sensitivity import row_weights, sensitivities
 from graphfuse.calibrate.walk import Lane, lanes_of
+from graphfuse.calibrate.work import Solved, Work
 from graphfuse.config import CalibrateConfig
+from graphfuse.lockstep import parted
 from graphfuse.prepared import Prepared
-from graphfuse.symmetry import Statistics
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Solved:
-    """What became of one contraction.
-
-    ``before`` and ``after`` are the squared error on the held-out rows with the averaged and with the kept weight, as
-    shares of the mean squared target; ``step`` is how far the weight went from the one to the other (0: it stayed).
-    """
-
-    node: str
-    module: str
-    weight: str
-    step: float
-    before: float
-    after: float
-
-    @property
-    def kept(self) -> bool:
-        """Whether the solved weight is used, wholly or in part."""
-        return self.step > 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +28,7 @@ class Calibration:
     """A calibrated state and the account of it.
 
     ``left`` has the weights and statistics that stay averaged, with the reason; ``inputs`` counts the inputs used.
+    ``step`` is how far the whole model went from the averaged to the calibrated weights (see :mod:`.guard`).
     """
 
     state: Mapping[str, Tensor]
@@ -57,12 +38,14 @@ class Calibration:
     inputs: int
     seconds: float
     notes: tuple[str, ...] = ()
+    step: float = 1.0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for programs."""
         return {
             "inputs": self.inputs,
             "seconds": round(self.seconds, 3),
+            "step": self.step,
             "solved": [asdict(node) for node in self.nodes],
             "statistics": list(self.statistics),
             "left": [{"tensor": name, "reason": reason} for name, reason in self.left],
@@ -103,12 +86,32 @@ def calibrate(
     DataError
         A batch does not fit the models.
     """
-    began = time.perf_counter()
-    settings, lockstep = prepared.config.calibrate, prepared.lockstep
-    fused = {name: tensor.clone() for name, tensor in state.items()}
+    began, settings = time.perf_counter(), prepared.config.calibrate
+    if settings.method in ("batch_norm", "least_squares") or not settings.holdout:
+        found = _pass(prepared, settings, alignment, state, shares, progress)
+        return replace(found, seconds=time.perf_counter() - began)
+    seen, held = parted(prepared.data, settings.holdout)
+    some, bare = replace(prepared, data=tuple(seen)), settings.model_copy(update={"method": "batch_norm"})
+    start = _pass(some, bare, alignment, state, shares).state
+    found = _pass(some, settings, alignment, state, shares, progress)
+    kept, step = held_back(prepared, alignment, shares, start, found.state, held)
+    count, seconds = sum(batch.count for batch in prepared.data), time.perf_counter() - began
+    return replace(found, state=kept, step=step, inputs=count, seconds=seconds)
+
+
+def _pass(
+    prepared: Prepared,
+    settings: CalibrateConfig,
+    alignment: Alignment,
+    state: Mapping[str, Tensor],
+    shares: Sequence[float],
+    progress: Progress | None = None,
+) -> Calibration:
+    """One way through the graph on all inputs."""
+    lockstep, fused = prepared.lockstep, {name: tensor.clone() for name, tensor in state.items()}
     plan = plan_of(lockstep.correspondence.graph, settings)
     lanes = lanes_of(lockstep, prepared.states, prepared.data, shares, fused, alignment.nodes)
-    work = _Work(plan, settings, lanes, fused, shares, alignment.models)
+    work = Work(plan, settings, lanes, fused, shares, alignment.models)
     weights, notes = _row_weights(plan, lanes, prepared)
     for done, name in enumerate(plan.stops, start=1):
         work.visit(name, weights.get(name))
@@ -120,15 +123,15 @@ def calibrate(
         statistics=tuple(work.estimated),
         left=(*plan.left, *work.left),
         inputs=sum(lane.batch.count for lane in lanes),
-        seconds=time.perf_counter() - began,
+        seconds=0.0,
         notes=tuple(dict.fromkeys([*notes, *lockstep.notes])),
     )
 
 
 def _row_weights(plan: Plan, lanes: Sequence[Lane], prepared: Prepared) -> tuple[dict[str, list[Tensor]], list[str]]:
     """For each contraction the weights of its rows, by how much the target's outputs depend on them."""
-    power = prepared.config.calibrate.sensitivity
-    if power == 0 or not plan.fits:
+    power, method = prepared.config.calibrate.sensitivity, prepared.config.calibrate.method
+    if power == 0 or not plan.fits or method != "least_squares":
         return {}, []
     found: dict[str, list[Tensor]] = {}
     for i, lane in enumerate(lanes):
@@ -143,120 +146,3 @@ def _row_weights(plan: Plan, lanes: Sequence[Lane], prepared: Prepared) -> tuple
             found.setdefault(called[here], []).append(values)
     weights = {name: row_weights(values, power) for name, values in found.items() if len(values) == len(lanes)}
     return {name: values for name, values in weights.items() if values is not None}, []
-
-
-@dataclass(eq=False)
-class _Work:
-    """What is known while walking: values that later stops read, and what became of the stops so far."""
-
-    plan: Plan
-    settings: CalibrateConfig
-    lanes: Sequence[Lane]
-    state: dict[str, Tensor]
-    shares: Sequence[float]
-    models: Sequence[Aligned]
-    operands: dict[str, list[Tensor]] = field(default_factory=dict)
-    drifts: dict[str, list[Tensor]] = field(default_factory=dict)
-    solved: list[Solved] = field(default_factory=list)
-    estimated: list[str] = field(default_factory=list)
-    left: list[tuple[str, str]] = field(default_factory=list)
-    recent: tuple[tuple[str, tuple[int, ...]], list[list[Tensor]]] | None = None
-
-    def visit(self, name: str, rows: Sequence[Tensor] | None) -> None:
-        """Run all models on to a node, and do there what is due."""
-        due = self.plan.fits.get(name)
-        if any(lane.here(name) is None for lane in self.lanes):
-            self._leave(due, "no counterpart in the graph of a batch of another shape")
-            return
-        values = [lane.at(name) for lane in self.lanes]
-        if due is not None:
-            having = self._having(due.contraction.weight)
-            if len(having) == 1 and having != self._having():
-                self._leave(due, "only one model has this layer")
-            else:
-                values = self._fit(due, values, self._means(name, having), rows)
-        means = self._means(name, self._having()) if name in self.plan.skips else None
-        if means is not None:
-            self.drifts[name] = [mean - value for mean, value in zip(means, values, strict=True)]
-        if name in self.plan.operands:
-            self.operands[name] = values
-        for found in self.plan.statistics.get(name, ()):
-            self._estimate(found, name, values)
-        for spent in self.plan.spent.get(name, ()):
-            self.operands.pop(spent, None)
-            self.drifts.pop(spent, None)
-
-    def _having(self, tensor: str = "") -> list[int]:
-        """The parents that have a share and a counterpart of a tensor of the target."""
-        return [k for k, share in enumerate(self.shares) if share and tensor not in self.models[k].absent]
-
-    def _parents(self, name: str, having: Sequence[int]) -> list[list[Tensor]] | None:
-        """The values of these parents at a node, batch by batch; None where one has no counterpart of the node."""
-        if not having or not all(lane.comparable(name, self.models, having) for lane in self.lanes):
-            return None
-        at = name, tuple(having)
-        if self.recent is None or self.recent[0] != at:
-            self.recent = at, [lane.aligned(name, self.models, having) for lane in self.lanes]
-        return self.recent[1]
-
-    def _means(self, name: str, having: Sequence[int]) -> list[Tensor] | None:
-        parents = self._parents(name, having)
-        return None if parents is None else [self._mean(each, having) for each in parents]
-
-    def _leave(self, due: Fit | None, reason: str) -> None:
-        if due is not None:
-            self.left.append((due.contraction.weight, reason))
-
-    def _fit(
-        self, due: Fit, values: list[Tensor], means: list[Tensor] | None, rows: Sequence[Tensor] | None
-    ) -> list[Tensor]:
-        """Solve one contraction; returns its outputs with the weight that it then has."""
-        found = due.contraction
-        inputs, drifts = self.operands.get(found.operand), self.drifts.get(due.skip or "")
-        if means is None or inputs is None:
-            self._leave(due, "no counterpart in another model")
-            return values
-        if drifts is not None:
-            means = [mean + drift for mean, drift in zip(means, drifts, strict=True)]
-        evidence = Evidence(inputs, values, means, rows)
-        fitted = fit(due.regression, evidence, self.settings.ridge, self.settings.holdout, found.bias is not None)
-        self.solved.append(Solved(found.node, due.module, found.weight, fitted.step, fitted.before, fitted.after))
-        if fitted.weight is None:
-            return values
-        self.state[found.weight] += fitted.weight.to(self.state[found.weight])
-        if found.bias is not None and fitted.offset is not None:
-            self.state[found.bias] += fitted.offset.to(self.state[found.bias])
-        pairs = zip(self.lanes, inputs, strict=True)
-        return [lane.again(found.node, found.operand, x, self.state) for lane, x in pairs]
-
-    def _mean(self, values: Sequence[Tensor], having: Sequence[int]) -> Tensor:
-        """The mean over parents, in their relative shares."""
-        total = sum(self.shares[k] for k in having)
-        return torch.stack([self.shares[k] / total * value for k, value in zip(having, values, strict=True)]).sum(0)
-
-    def _estimate(self, found: Statistics, name: str, values: list[Tensor]) -> None:
-        """Statistics of what a batch norm is about to read.
-
-        They are the averaged ones, moved by as much as the fused model's activations differ from its parents' on these
-        inputs, so that a model fused with itself stays what it is.
-        """
-        mean, var = _statistics(values)
-        having = self._having(found.mean)
-        parents = self._parents(name, having)
-        if parents is not None:
-            each = [_statistics(list(own)) for own in zip(*parents, strict=True)]
-            mean = self.state[found.mean] + mean - self._mean([m for m, _ in each], having)
-            usual = self._mean([v for _, v in each], having)
-            var = torch.where(usual > 0, self.state[found.var] * var / usual, self.state[found.var].double())
-        self.state[found.mean].copy_(mean)
-        self.state[found.var].copy_(var)
-        self.estimated.append(found.mean)
-
-
-def _statistics(values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each channel over all inputs, in float64."""
-    rows = [value.movedim(1, -1).flatten(0, -2) for value in values]
-    count = sum(len(part) for part in rows)
-    mean = torch.stack([part.sum(0, dtype=torch.float64) for part in rows]).sum(0) / count
-    squares = torch.stack([(part.double() - mean).square().sum(0) for part in rows]).sum(0)
-    return mean, squares / max(count - 1, 1)

@@ -15,13 +15,15 @@ from graphfuse.calibrate.solve import Moments, Rows
 class Evidence:
     """What a contraction reads and gives, and what it should give: one tensor for each batch.
 
-    ``rows`` has the weight of every row, shape (rows,); None: all count the same.
+    ``rows`` has the weight of every row, shape (rows,); None: all count the same. ``share`` is the weight of all rows
+    where there are several bodies of evidence.
     """
 
     inputs: Sequence[Tensor]
     outputs: Sequence[Tensor]
     targets: Sequence[Tensor]
     rows: Sequence[Tensor] | None = None
+    share: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,14 +41,16 @@ class Fitted:
     after: float
 
 
-def fit(regression: Regression, evidence: Evidence, ridge: float, holdout: float, offset: bool) -> Fitted:
+def fit(
+    regression: Regression, evidence: Evidence | Sequence[Evidence], ridge: float, holdout: float, offset: bool
+) -> Fitted:
     """Solve for the change of a weight that makes the outputs most like the targets.
 
     Parameters
     ----------
     regression : Regression
         How tensors are made of rows.
-    evidence : Evidence
+    evidence : Evidence or sequence of Evidence
         Everything that is known at the node.
     ridge : float
         Pull towards the averaged weight, relative to the Gram matrix's mean diagonal.
@@ -60,7 +64,10 @@ def fit(regression: Regression, evidence: Evidence, ridge: float, holdout: float
     Fitted
         After the held-out rows have set the step, the solution is that of all rows.
     """
-    fitted, held = _parts(regression, evidence, holdout, offset)
+    fitted = held = None
+    for each in [evidence] if isinstance(evidence, Evidence) else evidence:
+        one, two = _parts(regression, each, holdout, offset)
+        fitted, held = _sum(fitted, one), _sum(held, two)
     if fitted is None:
         return Fitted(None, None, 0.0, 0.0, 0.0)
     judge = fitted if held is None else held
@@ -103,12 +110,15 @@ def _rows(regression: Regression, evidence: Evidence, i: int) -> Iterator[Rows]:
     start = 0
     for x, y, t in regression.pieces(evidence.inputs[i], evidence.outputs[i], evidence.targets[i]):
         weight = evidence.rows[i][start : start + x.shape[1]] if evidence.rows is not None else None
+        if evidence.share != 1:
+            weight = evidence.share * (x.new_ones(x.shape[1]) if weight is None else weight)
         yield Rows(x, t - y, t, weight)
         start += x.shape[1]
 
 
 def _add(total: Moments | None, rows: Rows, offset: bool) -> Moments | None:
-    if not len(rows):
-        return total
-    more = Moments.of(rows, offset)
-    return more if total is None else total + more
+    return _sum(total, Moments.of(rows, offset)) if len(rows) else total
+
+
+def _sum(total: Moments | None, more: Moments | None) -> Moments | None:
+    return more if total is None else total if more is None else total + more

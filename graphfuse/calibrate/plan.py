@@ -50,15 +50,16 @@ def plan_of(graph: SymmetryGraph, config: CalibrateConfig) -> Plan:
     nodes = {node.name: node for node in graph.captured.graph.nodes}
     order = {name: i for i, name in enumerate(nodes)}
     fits: dict[str, Fit] = {}
-    left = _shared(graph) if config.least_squares else []
-    for found in graph.contractions if config.least_squares else ():
+    solved = config.method != "batch_norm"
+    left = _shared(graph) if solved else []
+    for found in graph.contractions if solved else ():
         regression = regression_of(nodes[found.node], found)
         if regression is None:
             left.append((found.weight, "not a plain matrix product"))
         elif found.operand not in graph.nodes or graph.nodes.get(found.node) is None:
             left.append((found.weight, "no label"))
         else:
-            skip = _skip(nodes[found.node]) if config.drift else None
+            skip = _skip(nodes[found.node]) if config.drift and config.method == "least_squares" else None
             known = skip is not None and order[skip.name] < order[found.node] and graph.nodes.get(skip.name) is not None
             module = graph.captured.site(nodes[found.node]).module
             fits[found.node] = Fit(found, regression, module, skip.name if skip is not None and known else None)

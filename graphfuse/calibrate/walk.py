@@ -31,8 +31,8 @@ class Run:
             self._last = name, next(value for node, value in self._steps if node.name == name)
         return self._last[1]
 
-    def again(self, name: str, operand: str, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        """Run the node where the run stands once more; it reads one operand, and the state as it is now."""
+    def of(self, name: str, operand: str, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        """What a node gives that reads this in place of one operand, and else the state as it is now."""
 
         def given(node: fx.Node) -> Tensor:
             return x if node.name == operand else state[self.names[node.name]]
@@ -41,7 +41,11 @@ class Run:
         args: Any = fx.map_arg(node.args, given)
         kwargs: Any = fx.map_arg(node.kwargs, given)
         assert callable(node.target)
-        value: Any = node.target(*args, **kwargs)
+        return node.target(*args, **kwargs)
+
+    def again(self, name: str, operand: str, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        """Run the node where the run stands once more; it reads one operand, and the state as it is now."""
+        value = self.of(name, operand, x, state)
         self._steps.send(value)
         self._last = name, value
         return value
@@ -77,6 +81,16 @@ class Lane:
     def again(self, node: str, operand: str, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         """Run a contraction once more, with the weights that it has now."""
         return self.fused.again(self._name(node), self._name(operand), x, state)
+
+    def of(self, node: str, operand: str, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        """What a contraction gives on another operand; the run stays where it is."""
+        return self.fused.of(self._name(node), self._name(operand), x, state)
+
+    def outputs(self, models: Sequence[Aligned], parents: Sequence[int]) -> list[str]:
+        """Nodes of the target's example graph that give its outputs, in order, where these parents have them too."""
+        graph = self.names.graph.captured
+        wanted = [node.name for node in graph.graph.nodes if node.name in graph.kept and node.op == "call_function"]
+        return [name for name in wanted if self.here(name) is not None and self.comparable(name, models, parents)]
 
     def aligned(self, node: str, models: Sequence[Aligned], parents: Sequence[int]) -> list[Tensor]:
         """The value at a node of each of these parents, in the target's coordinates."""
