@@ -41,7 +41,8 @@ class Run:
         args: Any = fx.map_arg(node.args, given)
         kwargs: Any = fx.map_arg(node.kwargs, given)
         assert callable(node.target)
-        return node.target(*args, **kwargs)
+        value: Any = node.target(*args, **kwargs)
+        return value
 
     def again(self, name: str, operand: str, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         """Run the node where the run stands once more; it reads one operand, and the state as it is now."""
