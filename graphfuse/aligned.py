@@ -97,7 +97,9 @@ class Alignment:
         moved = self._folded(first)
         for name, label in self.labels.items():
             if name in moved and part.maps:
-                moved[name] = transform(moved[name], label.dims, label.consumed, part.maps, part.sizes)
+                moved[name] = transform(
+                    moved[name], label.dims, label.consumed, part.maps, part.sizes, gains=label.gains
+                )
         return {name: moved[self.aliases.get(name, name)] for name in called.values()}
 
     def _folded(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -161,11 +163,12 @@ class Alignment:
         OutputError
             The file cannot be written.
         """
-        tensors = {
-            f"{k}.{id}.{found.kind}": found.values
-            for k, part in enumerate(self.models)
-            for id, found in part.maps.items()
-        }
+        tensors = {}
+        for k, part in enumerate(self.models):
+            for id, found in part.maps.items():
+                tensors[f"{k}.{id}.{found.kind}"] = found.values
+                for side, scale in zip("ab", found.scales or (), strict=False):
+                    tensors[f"{k}.{id}.scale_{side}"] = scale.contiguous()
         archive.write(path, KIND, _encode(self), tensors)
 
     @classmethod
@@ -300,7 +303,9 @@ def _aligned(k: int, part: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
     maps = {}
     for id, context, along in part["maps"]:
         plan, index, matrix = (tensors.get(f"{k}.{id}.{kind}") for kind in ("plan", "index", "matrix"))
-        maps[id] = AxisMap(id, tuple(context), tuple(along), plan, index, matrix)
+        a, b = (tensors.get(f"{k}.{id}.scale_{side}") for side in "ab")
+        scales = (a, b) if a is not None and b is not None else None
+        maps[id] = AxisMap(id, tuple(context), tuple(along), plan, index, matrix, scales)
     return Aligned(
         sizes=dict(part["sizes"]),
         maps=maps,

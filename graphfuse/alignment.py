@@ -21,6 +21,7 @@ from graphfuse.costs.sites import sites
 from graphfuse.costs.sources import Comparison, compared
 from graphfuse.costs.weights import WeightEvidence
 from graphfuse.errors import ConfigError, CorrespondenceError
+from graphfuse.gauge import Elements, normal_forms, turned_back
 from graphfuse.lockstep import Lockstep
 from graphfuse.maps import identity
 from graphfuse.prepared import Prepared, Progress, prepare
@@ -98,7 +99,8 @@ def align(*given: Any, **options: Any) -> Alignment:
 
 def match(prepared: Prepared, progress: Progress | None = None) -> Alignment:
     """Solve the maps of every model onto the target."""
-    task, notes = _Task.of(prepared), list[str]()
+    prepared, forms = normal_forms(prepared)
+    task, notes = _Task.of(prepared, forms), list[str]()
     target, count = prepared.correspondence.target, len(prepared.models)
     solutions: dict[int, Solution] = {}
     for done, k in enumerate((k for k in range(count) if k != target), start=2):
@@ -114,21 +116,26 @@ def match(prepared: Prepared, progress: Progress | None = None) -> Alignment:
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """What is matched: all wires, the axes that keep their order, and each model's own wires and problem."""
+    """What is matched: all wires, the axes that keep their order, each model's own wires and problem.
+
+    ``forms`` is what was done to each model to bring it to the normal form that it has here.
+    """
 
     prepared: Prepared
     wiring: Wiring
     still: Sequence[Axis]
     own: Sequence[Wiring]
     problems: Sequence[Problem]
+    forms: Sequence[Elements]
 
     @classmethod
-    def of(cls, prepared: Prepared) -> _Task:
+    def of(cls, prepared: Prepared, forms: Sequence[Elements]) -> _Task:
         relation, wiring = prepared.correspondence, _wiring(prepared)
         moving, labelled = {wire.axis.id for wire in wiring.wires}, wiring.labelled
         still = [axis for axis in relation.free if axis.id in labelled and axis.id not in moving]
         own = [wiring.without(relation.absent[k], relation.axes[k]) for k in range(len(prepared.models))]
-        return cls(prepared, wiring, still, own, [_problem(relation, wires, k) for k, wires in enumerate(own)])
+        problems = [_problem(relation, wires, k) for k, wires in enumerate(own)]
+        return cls(prepared, wiring, still, own, problems, forms)
 
     def alignment(self, solutions: Mapping[int, Solution], notes: Sequence[str] = ()) -> Alignment:
         """The solutions of models, by their numbers, as one alignment; a model without one keeps its order."""
@@ -138,7 +145,8 @@ class _Task:
             found = solutions.get(k, _NOTHING)
             rest = (wire.axis for wire in wiring.wires if wire.axis.id not in problem.moving)
             kept = {axis.id: identity(axis.id, axis.size) for axis in (*self.still, *rest)}
-            maps = {**found.maps, **kept} if found.maps or k != relation.target else {}
+            turned = turned_back(found.maps, self.forms[k], self.forms[relation.target])
+            maps = {**turned, **kept} if found.maps or k != relation.target else {}
             sizes, layers = wiring.sizes(relation.sizes[k]), prepared.forms[k].layers
             models.append(Aligned(sizes, maps, found.agreement, found.sweeps, relation.absent[k], layers))
             remarks += _remarks(models[-1], k, relation.target) if k != relation.target else []

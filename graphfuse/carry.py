@@ -58,6 +58,7 @@ def transform(
     maps: Maps,
     sizes: Sizes | None = None,
     target_sizes: Sizes | None = None,
+    gains: Sequence[bool] = (),
 ) -> Tensor:
     """A tensor of model B in the coordinates of model A.
 
@@ -72,6 +73,8 @@ def transform(
         Axis -> map; axes without one keep their order and must have equal sizes.
     sizes, target_sizes :
         Axis -> size in B and in A; by default those of the label's leaves.
+    gains :
+        For each dim whether the tensor only multiplies data along it, so that scales leave it as it is.
 
     Returns
     -------
@@ -84,7 +87,7 @@ def transform(
     result = tensor.new_empty(shape_of(dims, target_sizes))
     for cell in cells((result, tensor), dims, (target_sizes, sizes)):
         target, source = cell.views
-        carried = carry(source, slots_of(cell, consumed, maps))
+        carried = carry(source, slots_of(cell, consumed, maps, gains))
         target.copy_(arranged(carried, tuple(in_target(p) for p in range(target.dim()))))
     return result
 
@@ -106,7 +109,7 @@ def movable(dims: Layout, maps: Maps) -> bool:
     return True
 
 
-def slots_of(cell: Cell, consumed: Sequence[bool], maps: Maps) -> list[Slot]:
+def slots_of(cell: Cell, consumed: Sequence[bool], maps: Maps, gains: Sequence[bool] = ()) -> list[Slot]:
     """For each dimension of a cell, its map and the dimensions that the map depends on."""
     slots = []
     for position, axis in enumerate(cell.axes):
@@ -114,7 +117,7 @@ def slots_of(cell: Cell, consumed: Sequence[bool], maps: Maps) -> list[Slot]:
         if found is None:
             slots.append(Slot(position, None, side))
             continue
-        found = _without_missing(found, cell)
+        found = _without_missing(found.unscaled() if gains and gains[cell.origin[position]] else found, cell)
         along = tuple(cell.along(position, key) for key in found.along)
         context = tuple(cell.along(position, key) for key in found.context)
         slots.append(Slot(position, found, side, along, context, bool(cell.duals) and cell.duals[position]))
@@ -130,9 +133,10 @@ def _without_missing(found: AxisMap, cell: Cell) -> AxisMap:
     if any(found.values.shape[d] != 1 for d in missing):
         raise ValueError(f"the map of axis {found.axis} depends on axes {keys}, but the block has only {cell.axes}")
     values = found.values.squeeze(tuple(missing))
+    scales = None if found.scales is None else tuple(scale.squeeze(tuple(missing)) for scale in found.scales)
     context = tuple(key for key in found.context if key in cell.present)
     along = tuple(key for key in found.along if key in cell.present)
-    return AxisMap(found.axis, context, along, **{found.kind: values})
+    return AxisMap(found.axis, context, along, **{found.kind: values, "scales": scales})
 
 
 def carry(source: Tensor, slots: Sequence[Slot], keep: Collection[int] = ()) -> Labelled:
@@ -157,6 +161,10 @@ def carry(source: Tensor, slots: Sequence[Slot], keep: Collection[int] = ()) -> 
             if slot.map.hard:
                 known[p] = member
             now = _gather(now, member, p) if slot.map.hard else _contract(now, {p: member})
+            factors = slot.map.factors(slot.dual)
+            if factors is not None:
+                scale = _selected(slot, known, Labelled(factors.to(source), (in_target(p),)))
+                now = Labelled(now.value * _spread(scale, now.labels), now.labels)
             todo.remove(p)
     while todo:
         p = todo.pop()
@@ -181,12 +189,16 @@ def _outermost_first(slots: Sequence[Slot]) -> list[int]:
 def _members(slot: Slot, known: Mapping[int, Labelled], like: Tensor, dense: bool = False) -> Labelled:
     """A slot's map as a labelled tensor; where an outer axis is a known permutation, only the members it selects."""
     assert slot.map is not None
-    p, q = slot.position, slot.context
+    p = slot.position
     if slot.map.hard and not dense:
-        values, own = slot.map.values.to(like.device), (in_target(p),)
-    else:
-        matrix = slot.map.acting(slot.consumed, slot.dual, like.dtype)
-        values, own = matrix.to(like.device), (in_target(p), in_source(p))
+        return _selected(slot, known, Labelled(slot.map.values.to(like.device), (in_target(p),)))
+    matrix = slot.map.acting(slot.consumed, slot.dual, like.dtype)
+    return _selected(slot, known, Labelled(matrix.to(like.device), (in_target(p), in_source(p))))
+
+
+def _selected(slot: Slot, known: Mapping[int, Labelled], family: Labelled) -> Labelled:
+    """Of a family's values, labelled along its units alone, the members that the known outer permutations select."""
+    values, own, q = family.value, family.labels, slot.context
     lead = (*map(in_target, slot.along), *map(in_target, q), *map(in_source, q))
     if not any(x in known for x in q):
         return Labelled(values, (*lead, *own))
@@ -196,7 +208,7 @@ def _members(slot: Slot, known: Mapping[int, Labelled], like: Tensor, dense: boo
     )
     index = []
     for d, (x, pick) in enumerate(zip(lead, picks, strict=True)):
-        entry = pick or Labelled(torch.arange(values.shape[d], device=like.device), (x,))
+        entry = pick or Labelled(torch.arange(values.shape[d], device=values.device), (x,))
         index.append(_spread(entry, labels))
     return Labelled(values[tuple(index)], (*labels, *own))
 

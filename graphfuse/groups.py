@@ -80,11 +80,16 @@ def transformed(
     return {**state, **{name: apply(state[name], label, elements) for name, label in graph.tensors.items()}}
 
 
-def apply(tensor: Tensor, label: TensorLabel, elements: Mapping[int, Element]) -> Tensor:
-    """One tensor with the elements applied along its dims, block by block; gains stay."""
+def apply(
+    tensor: Tensor, label: TensorLabel, elements: Mapping[int, Element], known: Mapping[int, int] | None = None
+) -> Tensor:
+    """One tensor with the elements applied along its dims, block by block; gains stay.
+
+    ``known`` has the axes' sizes where they are not those of the label.
+    """
     if tensor.numel() == 0 or not label.dims or not (tensor.is_floating_point() or tensor.is_complex()):
         return tensor
-    result, own = tensor.clone(), sizes(label.dims)
+    result, own = tensor.clone(), sizes(label.dims) if known is None else known
     for cell in cells((result,), label.dims, (own,)):
         (view,) = cell.views
         value = view

@@ -34,6 +34,10 @@ class AxisMap:
       differ, so that there is a member for each pair, say (head of A, head of B).
 
     ``index`` goes on with (n_A,), ``plan`` with (n_A, n_B), ``matrix`` with (2, n_A, n_B).
+
+    ``scales`` are positive factors of the units of A and of B, (\\*lead, n_A) and (\\*lead, n_B), that bring both to
+    one scale: unit j of B is scaled by b_j / a_i where it plays unit i of A, by a_i / b_j on the other side of a
+    contraction, and not at all where a tensor only multiplies data (a gain). An index or a plan may have them.
     """
 
     axis: int
@@ -42,6 +46,7 @@ class AxisMap:
     plan: Tensor | None = None
     index: Tensor | None = None
     matrix: Tensor | None = None
+    scales: tuple[Tensor, Tensor] | None = None
 
     def __post_init__(self) -> None:
         if sum(values is not None for values in (self.plan, self.index, self.matrix)) != 1:
@@ -94,7 +99,23 @@ class AxisMap:
         """The matrix for a dim that is contracted away or not, of dual variance or not; (\\*lead, n_A, n_B)."""
         if self.matrix is not None:
             return self.matrix[..., int(dual), :, :].to(dtype)
-        return self.columns(dtype) if consumed else self.rows(dtype)
+        found = self.columns(dtype) if consumed else self.rows(dtype)
+        if self.scales is None:
+            return found
+        a, b = (scale.to(found) for scale in self.scales)
+        return found * (a.unsqueeze(-1) / b.unsqueeze(-2) if dual else b.unsqueeze(-2) / a.unsqueeze(-1))
+
+    def factors(self, dual: bool) -> Tensor | None:
+        """Of a permutation: what each unit is multiplied by after it was moved, (\\*lead, n_A); None: nothing."""
+        if self.scales is None or self.index is None:
+            return None
+        a, b = self.scales
+        found = b.expand(self.index.shape).gather(-1, self.index) / a
+        return 1 / found if dual else found
+
+    def unscaled(self) -> AxisMap:
+        """The same map without its scales."""
+        return self if self.scales is None else replace(self, scales=None)
 
     def rows(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """R = diag(1/mu) T, shape (\\*lead, n_A, n_B): for dims that are written."""
@@ -112,7 +133,8 @@ class AxisMap:
 
     def to(self, device: torch.device | str) -> AxisMap:
         """The same map on another device."""
-        return replace(self, **{self.kind: self.values.to(device)})
+        scales = None if self.scales is None else (self.scales[0].to(device), self.scales[1].to(device))
+        return replace(self, **{self.kind: self.values.to(device)}, scales=scales)
 
 
 Maps = Mapping[int, AxisMap]

@@ -55,7 +55,22 @@ def _between(a: Maps, b: Maps, id: int, sizes: Sizes) -> AxisMap:
     lead = torch.meshgrid(*(torch.arange(size) for size in shape[:-1]), indexing="ij") if len(shape) > 1 else ()
     partners = tuple(x[..., 0] for x in where[len(along) : -1])
     index[(*lead, *partners)] = where[-1]
-    return AxisMap(id, context, along, index=index)
+    scales = None
+    if any(maps[id].scales is not None for maps in (a, b) if id in maps):
+        mine, other = (_factors(maps, keys, shape, at) for maps, at in zip((a, b), places, strict=True))
+        first = len(along)
+        for d in range(len(context)):  # a's scales do not differ along b's contexts, nor b's along a's
+            mine, other = mine.unsqueeze(first + len(context) + d), other.unsqueeze(first)
+        scales = mine.expand(index.shape).contiguous(), other.expand(index.shape).contiguous()
+    return AxisMap(id, context, along, index=index, scales=scales)
+
+
+def _factors(maps: Maps, keys: tuple[int, ...], shape: tuple[int, ...], places: Tensor) -> Tensor:
+    """What each unit of a model, in its own order, is multiplied by on its way to the third."""
+    dims = tuple((Leaf(key, size),) for key, size in zip(keys, shape, strict=True))
+    sizes = dict(zip(keys, shape, strict=True))
+    found = transform(torch.ones(shape), dims, (False,) * len(keys), maps, sizes, sizes).reshape(-1)
+    return torch.empty_like(found).scatter_(0, places, found).view(shape)
 
 
 def _places(maps: Maps, keys: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
@@ -63,4 +78,5 @@ def _places(maps: Maps, keys: tuple[int, ...], shape: tuple[int, ...]) -> Tensor
     numbers = torch.arange(math.prod(shape)).view(shape)
     sizes = dict(zip(keys, shape, strict=True))
     dims = tuple((Leaf(key, size),) for key, size in sizes.items())
-    return transform(numbers, dims, (False,) * len(keys), maps, sizes, sizes).reshape(-1)
+    plain = {id: found.unscaled() for id, found in maps.items()}
+    return transform(numbers, dims, (False,) * len(keys), plain, sizes, sizes).reshape(-1)

@@ -44,6 +44,20 @@ class FuseConfig(Settings):
         description="Which maps are considered. permutation: units are matched with units; full: axes between norms "
         "and inside attention heads are rotated where their class allows it (gains of norms are folded first).",
     )
+    scaling: bool = Field(
+        False,
+        description="With symmetry full: units of axes that admit positive scales (before a ReLU) are brought to one "
+        "scale before they are matched: to the same root mean square activation, or without activations to the scale "
+        "at which a unit's incoming and outgoing weights have the same norm. Source: Stock et al., Equi-normalization "
+        "of Neural Networks (arXiv 1902.10416), section 3.",
+    )
+    linear: bool = Field(
+        False,
+        description="With symmetry full: axes that admit any invertible map (inside attention heads: q.k and v.o) are "
+        "brought to the basis in which the weights on both sides have the same second moments, before they are "
+        "rotated, so that the map is a general one. Source: the balanced factors of a product, Srebro et al., "
+        "Maximum-margin matrix factorization (NeurIPS 2004), lemma 1.",
+    )
     driver: Driver = Field(
         "coordinate",
         description="coordinate: one map for each axis, from all that it touches, in sweeps; flow: maps on edges, one "
