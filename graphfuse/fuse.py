@@ -19,6 +19,7 @@ from graphfuse.capture import state_of
 from graphfuse.config import FuseConfig
 from graphfuse.errors import CheckpointError, DataError
 from graphfuse.lockstep import batches, parted
+from graphfuse.partial import extra, widened
 from graphfuse.prepared import Config
 from graphfuse.refine import Descent, refine_maps, refine_weights
 from graphfuse.resize import resize
@@ -113,11 +114,11 @@ def fuse(
     if into is None or len(models) != 1:
         tried: tuple[Tried, ...] = ()
         if settings.method == "auto":
-            settings, tried = search(settings, prepare_for, lambda prepared: _run(prepared, _Clock())[:2], score)
+            settings, tried = search(settings, prepare_for, lambda prepared: _run(prepared, _Clock(), rules)[:2], score)
             clock.lap("search")
         prepared = prepare_for(settings)
         clock.lap("trace")
-        model, alignment, calibration, descents = _run(prepared, clock, progress)
+        model, alignment, calibration, descents = _run(prepared, clock, rules, progress)
         first = FuseResult(model, alignment, _report(prepared, alignment, calibration, descents, tried, clock))
     if into is None:
         assert first is not None
@@ -133,13 +134,18 @@ def fuse(
 
 
 def _run(
-    prepared: Prepared, clock: _Clock, progress: Progress | None = None
+    prepared: Prepared, clock: _Clock, rules: Iterable[Any] = (), progress: Progress | None = None
 ) -> tuple[nn.Module, Alignment, Calibration | None, dict[str, Descent]]:
     """Match, average, calibrate, refine."""
-    model = _copied(prepared.models[prepared.config.target])
-    alignment = match(prepared, progress)
+    alignment, target = match(prepared, progress), prepared.config.target
+    more = extra(prepared)
     clock.lap("match")
-    return _finished(prepared, alignment, model, clock, progress)
+    if not more:
+        return _finished(prepared, alignment, _copied(prepared.models[target]), clock, progress)
+    wide, wider = widened(prepared, alignment, more, rules)
+    clock.lap("widen")
+    model, found, calibration, descents = _finished(wide, wider, wide.models[0], clock, progress)
+    return model, replace(found, target=target, models=found.models[1:]), calibration, descents
 
 
 def _finished(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from graphfuse.aligned import Alignment
+from graphfuse.average import coverage
 from graphfuse.calibrate.guard import held_back
 from graphfuse.calibrate.plan import Plan, plan_of
 from graphfuse.calibrate.sensitivity import row_weights, sensitivities
@@ -111,7 +112,8 @@ def _pass(
     lockstep, fused = prepared.lockstep, {name: tensor.clone() for name, tensor in state.items()}
     plan = plan_of(lockstep.correspondence.graph, settings)
     lanes = lanes_of(lockstep, prepared.states, prepared.data, shares, fused, alignment.nodes)
-    work = Work(plan, settings, lanes, fused, shares, alignment.models)
+    covered = coverage(alignment.models, shares)
+    work = Work(plan, settings, lanes, fused, shares, alignment.models, covered=covered)
     weights, notes = _row_weights(plan, lanes, prepared)
     for done, name in enumerate(plan.stops, start=1):
         work.visit(name, weights.get(name))

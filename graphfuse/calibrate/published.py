@@ -1,7 +1,7 @@
 """Calibrations of one contraction as others published them: REPAIR's rescaling, and the regressions of RegMean.
 
-Sources: Jordan et al., REPAIR: REnormalizing Permuted Activations for Interpolation Repair (arXiv 2211.08403), section
-3; Jin et al., Dataless Knowledge Fusion by Merging Weights of Language Models (RegMean, arXiv 2212.09849), section 3.
+Sources: Jordan et al., REPAIR: REnormalizing Permuted Activations for Interpolation Repair (arXiv 2211.08403); Jin
+et al., Dataless Knowledge Fusion by Merging Weights of Language Models (RegMean, arXiv 2212.09849).
 """
 
 from __future__ import annotations

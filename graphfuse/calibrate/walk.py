@@ -64,6 +64,11 @@ class Lane:
     parents: tuple[Run | None, ...]
     labels: Mapping[str, tuple[Layout | None, ...]]
 
+    @property
+    def sizes(self) -> Mapping[int, int]:
+        """Sizes of the axes of the target's nodes on this batch."""
+        return self.names.sizes[1 + self.target]
+
     def here(self, node: str) -> str | None:
         """What a node of the target's example graph is called in the target's graph for this batch."""
         return self.names.nodes[1 + self.target].get(node)

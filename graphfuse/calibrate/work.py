@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from graphfuse.aligned import Aligned
+from graphfuse.average import uncovered
+from graphfuse.axes import Layout
 from graphfuse.calibrate.fit import Evidence, Fitted, fit
 from graphfuse.calibrate.plan import Fit, Plan
 from graphfuse.calibrate.published import rescaled
@@ -50,6 +52,7 @@ class Work:
     shares: Sequence[float]
     models: Sequence[Aligned]
     operands: dict[str, list[Tensor]] = field(default_factory=dict)
+    covered: Mapping[int, Tensor] = field(default_factory=dict)
     drifts: dict[str, list[Tensor]] = field(default_factory=dict)
     sources: dict[str, dict[int, list[Tensor]]] = field(default_factory=dict)
     solved: list[Solved] = field(default_factory=list)
@@ -99,7 +102,10 @@ class Work:
 
     def _means(self, name: str, having: Sequence[int]) -> list[Tensor] | None:
         parents = self._parents(name, having)
-        return None if parents is None else [self._mean(each, having) for each in parents]
+        if parents is None:
+            return None
+        pairs = zip(self.lanes, parents, strict=True)
+        return [self._mean(each, having, lane.labels[name][0] or (), lane.sizes) for lane, each in pairs]
 
     def _leave(self, due: Fit | None, reason: str) -> None:
         if due is not None:
@@ -135,7 +141,7 @@ class Work:
             return rescaled(due.regression, self.state[found.weight], bias, values, parents, shares)
         evidence = []
         if settings.method == "least_squares":
-            means, drifts = [self._mean(each, having) for each in parents], self.drifts.get(due.skip or "")
+            means, drifts = self._means(found.node, having) or [], self.drifts.get(due.skip or "")
             if drifts is not None:
                 means = [mean + drift for mean, drift in zip(means, drifts, strict=True)]
             evidence.append(Evidence(inputs, values, means, rows))
@@ -154,9 +160,12 @@ class Work:
         total = sum(self.shares[k] for k in having)
         return [self.shares[k] / total for k in having]
 
-    def _mean(self, values: Sequence[Tensor], having: Sequence[int]) -> Tensor:
-        """The mean over parents, in their relative shares."""
-        return torch.stack([share * value for share, value in zip(self._shares(having), values, strict=True)]).sum(0)
+    def _mean(
+        self, values: Sequence[Tensor], having: Sequence[int], dims: Layout, sizes: Mapping[int, int] | None = None
+    ) -> Tensor:
+        """The mean over parents, in their relative shares, of values with these labels."""
+        mean = torch.stack([share * value for share, value in zip(self._shares(having), values, strict=True)]).sum(0)
+        return uncovered(mean, dims, (False,) * len(dims), self.covered, sizes)
 
     def _estimate(self, found: Statistics, name: str, values: list[Tensor]) -> None:
         """Statistics of what a batch norm is about to read.
@@ -169,8 +178,9 @@ class Work:
         parents = self._parents(name, having)
         if parents is not None:
             each = [_statistics(list(own)) for own in zip(*parents, strict=True)]
-            mean = self.state[found.mean] + mean - self._mean([m for m, _ in each], having)
-            usual = self._mean([v for _, v in each], having)
+            dims = (self.lanes[0].labels[name][0] or ())[1:2]
+            mean = self.state[found.mean] + mean - self._mean([m for m, _ in each], having, dims)
+            usual = self._mean([v for _, v in each], having, dims)
             var = torch.where(usual > 0, self.state[found.var] * var / usual, self.state[found.var].double())
         self.state[found.mean].copy_(mean)
         self.state[found.var].copy_(var)

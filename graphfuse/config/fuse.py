@@ -49,14 +49,14 @@ class FuseConfig(Settings):
         description="With symmetry full: units of axes that admit positive scales (before a ReLU) are brought to one "
         "scale before they are matched: to the same root mean square activation, or without activations to the scale "
         "at which a unit's incoming and outgoing weights have the same norm. Source: Stock et al., Equi-normalization "
-        "of Neural Networks (arXiv 1902.10416), section 3.",
+        "of Neural Networks (arXiv 1902.10416).",
     )
     linear: bool = Field(
         False,
         description="With symmetry full: axes that admit any invertible map (inside attention heads: q.k and v.o) are "
         "brought to the basis in which the weights on both sides have the same second moments, before they are "
         "rotated, so that the map is a general one. Source: the balanced factors of a product, Srebro et al., "
-        "Maximum-margin matrix factorization (NeurIPS 2004), lemma 1.",
+        "Maximum-margin matrix factorization (NeurIPS 2004).",
     )
     driver: Driver = Field(
         "coordinate",
@@ -115,6 +115,13 @@ class FuseConfig(Settings):
         "maps only (no rotations either), which agree around every cycle of models; refused where that cannot be had.",
     )
     rounds: int = Field(10, ge=1, description="Upper bound of the rounds of schemes barycenter and cycle.")
+    keep: float = Field(
+        0.0, ge=0,
+        description="Partial fusion: how much wider than the target the result's hidden axes (roles hidden and gate) "
+        "are, as a share of their size; the units that match worst have room there, and are kept from both models "
+        "instead of being averaged. 1: with two models, all of them. Other roles only where roles says so. Source: "
+        "Stoica et al., ZipIt! (arXiv 2305.03053); Nasery et al., PLeaS (arXiv 2407.02447).",
+    )  # fmt: skip
     weights: tuple[Annotated[float, Field(ge=0)], ...] | None = Field(
         None, description="One weight for each model in the average; by default all equal. They are scaled to sum to 1."
     )
@@ -165,6 +172,17 @@ class FuseConfig(Settings):
                 "scheme cycle needs one-to-one maps, and units of unequal masses have none; use cost.importance "
                 "uniform, or scheme barycenter"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _keeping_is_possible(self) -> Self:
+        if self.keep or any(role.keep for role in self.roles.values()):
+            if self.driver == "flow":
+                raise ValueError("keep needs one map for each axis; use driver coordinate")
+            if self.refine.what in ("maps", "both"):
+                raise ValueError("keep fixes which units are merged; use refine.what weights")
+            if self.calibrate.method in ("repair", "regmean"):
+                raise ValueError("keep goes with calibrate.method least_squares or batch_norm")
         return self
 
     @property
@@ -238,6 +256,7 @@ class FuseConfig(Settings):
             scale=given.scale or self.scale,
             mass=given.mass or self.mass,
             share=given.share or self.share,
+            keep=given.keep if given.keep is not None else self.keep if role in ("hidden", "gate") else 0.0,
         )
 
 

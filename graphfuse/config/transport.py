@@ -29,6 +29,9 @@ class RoleConfig(Settings):
     share: float | None = Field(
         None, gt=0, le=1, description="Solver partial: mass that is matched; by default that of the whole config."
     )
+    keep: float | None = Field(
+        None, ge=0, description="Extra width of these axes for units that are kept apart; see keep of the whole config."
+    )
 
 
 def expect_share(regularization: float) -> None:
