@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -23,7 +23,7 @@ class Evidence:
     outputs: Sequence[Tensor]
     targets: Sequence[Tensor]
     rows: Sequence[Tensor] | None = None
-    share: float = 1.0
+    share: float = field(default=1.0, kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -152,7 +152,7 @@ class Work:
             for i, (k, share) in enumerate(zip(having, shares, strict=True)):
                 own = list(zip(self.lanes, sources[k], strict=True))
                 outputs = [lane.of(found.node, found.operand, x, self.state) for lane, x in own]
-                evidence.append(Evidence(sources[k], outputs, [each[i] for each in parents], None, share))
+                evidence.append(Evidence(sources[k], outputs, [each[i] for each in parents], share=share))
         return fit(due.regression, evidence, settings.ridge, settings.holdout, bias is not None)
 
     def _shares(self, having: Sequence[int]) -> list[float]:
