@@ -98,8 +98,9 @@ def _sums(axis: Axis, values: Iterable[tuple[Tensor, Layout, Sequence[bool]]], s
 
 
 def _second(cell: Cell, position: int, axis: Axis, full: bool) -> Tensor:
-    """Second moments of one cell, shape (\\*context, n) or (\\*context, n, n), in float64."""
-    view = cell.views[0].detach().double()
+    """Second moments of one cell, shape (\\*context, n) or (\\*context, n, n), float64 where there is it."""
+    view = cell.views[0].detach()
+    view = view.double() if view.device.type != "mps" else view.float()
     lead = [cell.along(position, key) for key in axis.context]
     here = list(range(view.dim()))
     if not full:
@@ -148,8 +149,8 @@ def _balanced(
             step = _basis(axis, written, read) if full else _scaling(axis, written, read)
             state = _moved(prepared, state, {axis.id: step}, k, names)
             forms[axis.id] = _product(step, forms[axis.id]) if axis.id in forms else step
-            own = step.value if step.diagonal else step.value - torch.eye(step.value.shape[-1]).double() + 1
-            change = max(change, float((own - 1).abs().max()))
+            still = torch.ones_like(step.value) if step.diagonal else torch.eye(step.value.shape[-1]).to(step.value)
+            change = max(change, float((step.value - still).abs().max()))
         if change < _TOLERANCE or len(axes) < 2:
             break
     return state, forms
@@ -209,7 +210,7 @@ def _composed(found: AxisMap, own: Element, target: Element) -> AxisMap:
     def spread(element: Element, value: Tensor, source: bool) -> Tensor:
         keys = (*found.along, *found.context)
         rest = range(len(keys), value.dim())
-        value = value.permute(*(element.context.index(key) for key in keys), *rest)
+        value = value.to(found.values.device).permute(*(element.context.index(key) for key in keys), *rest)
         for d in range(count):
             value = value.unsqueeze(first if source else first + count + d)
         return value
@@ -219,7 +220,7 @@ def _composed(found: AxisMap, own: Element, target: Element) -> AxisMap:
         lead = found.lead
         return replace(found, scales=tuple(x.expand(*lead, x.shape[-1]).float().contiguous() for x in (a, b)))
     middle = found.matrix if found.matrix is not None else torch.stack([found.rows(), found.columns()], -3)
-    one, two = middle.double().unbind(-3)
+    one, two = middle.to(own.value.dtype).unbind(-3)
     value = spread(target, target.dual.mT, False) @ one @ spread(own, own.value, True)
     dual = spread(target, target.value.mT, False) @ two @ spread(own, own.dual, True)
     return replace(found, plan=None, index=None, matrix=torch.stack([value, dual], -3).float())

@@ -51,6 +51,8 @@ class AxisMap:
     def __post_init__(self) -> None:
         if sum(values is not None for values in (self.plan, self.index, self.matrix)) != 1:
             raise ValueError("an axis map has one of a plan, an index and a matrix")
+        if self.matrix is not None and self.scales is not None:
+            raise ValueError("a matrix holds its scales itself")
         lead = len(self.along) + 2 * len(self.context)
         units = self.values.dim() - lead
         if units != self._units:
