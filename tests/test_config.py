@@ -84,7 +84,7 @@ def test_an_axis_takes_settings_by_its_name_then_its_role_then_the_whole() -> No
         ("heads.1", "heads", {"align": False, "solver": "sinkhorn", "regularization": 0.2}),
         ("hidden.0", "hidden", {"solver": "sinkhorn", "regularization": 0.2}),
     ):
-        rest = {"scale": "range", "mass": 1.0, "share": 0.9}
+        rest = {"scale": "range", "mass": 1.0, "share": 0.9, "keep": 0.0}
         assert config.for_axis(name, role) == RoleConfig.model_validate({**rest, **expected})
 
 
