@@ -21,7 +21,8 @@ from records import append, context, load, table
 
 NAME = "fusion_options"
 PAGE = Path(__file__).parents[1] / "docs" / "transport.md"
-BARE = {"calibrate": {"method": "batch_norm"}}
+SEEN = {"method": "activations"}
+BARE = {**SEEN, "calibrate": {"method": "batch_norm"}}
 WEIGHTS = {"method": "weights"}
 
 TRIALS: dict[str, dict[str, Any]] = {
@@ -31,14 +32,14 @@ TRIALS: dict[str, dict[str, Any]] = {
     "weights": {**BARE, **WEIGHTS},
     "weights, scaling": {**BARE, **WEIGHTS, "scaling": True},
     "weights, linear": {**BARE, **WEIGHTS, "linear": True},
-    "calibrate repair": {"calibrate": {"method": "repair"}},
-    "calibrate regmean": {"calibrate": {"method": "regmean"}},
-    "calibrate least_squares (the default)": {},
+    "calibrate repair": {**SEEN, "calibrate": {"method": "repair"}},
+    "calibrate regmean": {**SEEN, "calibrate": {"method": "regmean"}},
+    "calibrate least_squares (the default)": {**SEEN},
     "keep 0.1": {**BARE, "keep": 0.1},
     "keep 0.25": {**BARE, "keep": 0.25},
     "keep 0.5": {**BARE, "keep": 0.5},
     "keep 1": {**BARE, "keep": 1.0},
-    "keep 0.25, calibrate least_squares": {"keep": 0.25},
+    "keep 0.25, calibrate least_squares": {**SEEN, "keep": 0.25},
 }
 """Name -> config."""
 
