@@ -20,7 +20,7 @@ from graphfuse.costs.magnitude import magnitudes
 from graphfuse.costs.sites import sites
 from graphfuse.costs.sources import Comparison, compared
 from graphfuse.costs.weights import WeightEvidence
-from graphfuse.errors import ConfigError, CorrespondenceError
+from graphfuse.errors import ConfigError, CorrespondenceError, DataError
 from graphfuse.gauge import Elements, normal_forms, turned_back
 from graphfuse.lockstep import Lockstep
 from graphfuse.maps import identity
@@ -175,14 +175,17 @@ def _nearest(task: _Task, k: int, found: Sequence[Solution]) -> Solution:
     shares = [0.5 if i in (k, target) else 0.0 for i in range(len(prepared.models))]
     before = itertools.accumulate((batch.count for batch in prepared.data), initial=0)
     some = [batch for seen, batch in zip(before, prepared.data, strict=False) if seen < JUDGED]
-    teacher = Teacher.of(prepared.models, shares, some, "squared")
 
     def distance(solution: Solution) -> float:
         state = average(prepared, task.alignment({k: solution}), shares)
         apart = held_out(teacher, lambda batch: run_model(prepared.models[target], state, batch))
         return apart if math.isfinite(apart) else math.inf
 
-    return min(found, key=distance)
+    try:
+        teacher = Teacher.of(prepared.models, shares, some, "squared")
+        return min(found, key=distance)
+    except DataError:  # no outputs that could be compared
+        return found[0]
 
 
 def _together(task: _Task, anchored: Mapping[int, Solution]) -> dict[int, Solution]:

@@ -46,8 +46,6 @@ WITHOUT: tuple[Settings, ...] = (
     {"method": "weights", "symmetry": "permutation"},
 )
 CALIBRATIONS: tuple[Settings, ...] = (
-    {"ridge": 1e-3},
-    {"ridge": 1e-1},
     {"method": "batch_norm"},
     {"method": "repair"},
     {"method": "regmean"},

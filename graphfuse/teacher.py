@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from graphfuse.errors import DataError
 from graphfuse.lockstep import Batch, rows_of
 
 
@@ -47,12 +48,22 @@ class Teacher:
         batches: Sequence[Batch],
         loss: Literal["squared", "divergence"],
     ) -> Teacher:
-        """Run all parents that have a share."""
+        """Run all parents that have a share.
+
+        Raises
+        ------
+        DataError
+            They return no floating tensors, or such of different shapes.
+        """
         found: list[list[Tensor]] = []
         for batch in batches:
             runs = [
                 (s, outputs_of(run_model(model, None, batch))) for s, model in zip(shares, models, strict=True) if s
             ]
+            shapes = {tuple(tensor.shape for tensor in own) for _, own in runs}
+            if len(shapes) > 1 or shapes == {()}:
+                what = "have different shapes" if len(shapes) > 1 else "are not floating numbers"
+                raise DataError(f"the parents' outputs {what} on the same inputs, so there is no mean to aim at")
             found.append([sum(s * own[i] for s, own in runs) for i in range(len(runs[0][1]))])  # pyright: ignore
         scales = []
         for i in range(len(found[0])):
@@ -70,6 +81,8 @@ class Teacher:
             count = self.batches[i].count
             wanted = [t[rows] if t.dim() and t.shape[0] == count else t for t in wanted]
         terms = [self._term(x, y, s) for x, y, s in zip(got, wanted, self.scales, strict=True) if x.shape == y.shape]
+        if not terms:
+            raise DataError("the model's outputs have other shapes than those of its parents, on the same inputs")
         return torch.stack(terms).mean()
 
     def _term(self, got: Tensor, wanted: Tensor, scale: float) -> Tensor:

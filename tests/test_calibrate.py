@@ -133,10 +133,10 @@ def test_moments_give_the_weighted_ridge_solution_with_a_free_offset() -> None:
 def test_inputs_of_less_than_full_rank_and_dead_ones_are_no_trouble() -> None:
     x = torch.randn(1, 40, 3) @ torch.randn(3, 12)
     true = torch.randn(12, 5)
-    fitted = fit(Linear(False), Evidence([x[0]], [torch.zeros(40, 5)], [x[0] @ true]), 1e-6, 0.0, offset=False)
+    fitted = fit(Linear(False), Evidence([x[0]], [torch.zeros(40, 5)], [x[0] @ true]), [1e-6], 0.0, offset=False)
     assert fitted.weight is not None
     assert_close(x[0] @ fitted.weight.T.float(), x[0] @ true, rtol=1e-3, atol=1e-3)
-    dead = fit(Linear(False), Evidence([x[0] * 0], [torch.zeros(40, 5)], [x[0] @ true]), 1e-6, 0.0, offset=True)
+    dead = fit(Linear(False), Evidence([x[0] * 0], [torch.zeros(40, 5)], [x[0] @ true]), [1e-6], 0.0, offset=True)
     assert dead.weight is not None and dead.offset is not None
     assert_close(dead.weight, torch.zeros(5, 12, dtype=torch.float64), rtol=0, atol=0)
     assert_close(dead.offset.float(), (x[0] @ true).mean(0), rtol=1e-5, atol=1e-5)
@@ -146,7 +146,7 @@ def test_inputs_of_less_than_full_rank_and_dead_ones_are_no_trouble() -> None:
 def test_values_that_are_not_finite_leave_the_weight_averaged(bad: float) -> None:
     x = torch.randn(40, 3)
     x[3, 1] = bad
-    fitted = fit(Linear(False), Evidence([x], [torch.zeros(40, 2)], [torch.randn(40, 2)]), 1e-4, 0.25, offset=True)
+    fitted = fit(Linear(False), Evidence([x], [torch.zeros(40, 2)], [torch.randn(40, 2)]), [1e-4], 0.25, offset=True)
     assert fitted.weight is None and fitted.step == 0
 
 
@@ -158,7 +158,7 @@ def test_held_out_rows_stop_a_fit_to_noise(batches: int) -> None:
 
     def fitted(target: Tensor, holdout: float) -> Any:
         parts = [part.chunk(batches) for part in (x, torch.zeros(200, 4), target)]
-        return fit(Linear(False), Evidence(*parts), 1e-4, holdout, offset=True)
+        return fit(Linear(False), Evidence(*parts), [1e-4], holdout, offset=True)
 
     assert fitted(noise, 0.2).step < 0.3 < 0.99 < fitted(noise, 0.0).step
     assert fitted(signal, 0.2).step > 0.999
@@ -171,7 +171,7 @@ def test_rows_count_by_their_weight() -> None:
     one, other = torch.randn(3, 2), torch.randn(3, 2)
     target = torch.cat([x[:30] @ one, x[30:] @ other])
     weight = torch.cat([torch.ones(30), torch.zeros(30)])
-    fitted = fit(Linear(True), Evidence([x], [target * 0], [target], [weight]), 1e-9, 0.0, offset=False)
+    fitted = fit(Linear(True), Evidence([x], [target * 0], [target], [weight]), [1e-9], 0.0, offset=False)
     assert fitted.weight is not None
     assert_close(fitted.weight.float(), one, rtol=1e-4, atol=1e-4)
 
@@ -322,7 +322,9 @@ def test_each_part_can_be_switched_off(setting: dict[str, bool], moves: str) -> 
     assert any(name.startswith("head") for name in changed) == (moves in ("weight", "both"))
 
 
-@pytest.mark.parametrize("setting", [{"drift": False}, {"sensitivity": 0.0}, {"ridge": 1.0}, {"holdout": 0.0}])
+@pytest.mark.parametrize(
+    "setting", [{"drift": False}, {"sensitivity": 0.0}, {"ridge": 1.0}, {"ridge": [1.0, 1e-3]}, {"holdout": 0.0}]
+)
 def test_every_setting_makes_a_difference(setting: dict[str, Any]) -> None:
     def state(config: Mapping[str, Any]) -> Mapping[str, Tensor]:
         models: list[nn.Module] = [scaled(Encoder(depth=1), 1), scaled(Encoder(depth=1), 2)]
@@ -421,3 +423,16 @@ def test_a_graph_without_gradients_counts_all_rows_the_same() -> None:
     models: list[nn.Module] = [randomise(Rounded(), 1), randomise(Rounded(), 2)]
     _, found = calibrated(prepared_(models, [torch.randn(50, 5)]))
     assert len(found.nodes) == 2
+
+
+def test_of_several_ridges_a_layer_takes_the_one_that_is_best_on_held_out_rows() -> None:
+    models: list[nn.Module] = [scaled(Encoder(depth=1), 1), scaled(Encoder(depth=1), 2)]
+    torch.manual_seed(3)
+    batches, ridges = [ids(16, 9, 31) for _ in range(5)], (1e-4, 1e-2, 1.0)
+    alone = [calibrated(prepared_(models, batches, {"ridge": ridge}))[1].nodes[0] for ridge in ridges]
+    chosen = calibrated(prepared_(models, batches, {"ridge": ridges}))[1].nodes[0]
+    best = min(alone, key=lambda node: node.after)
+    assert (chosen.ridge, chosen.after) == (best.ridge, pytest.approx(best.after))
+    assert len({node.ridge for node in alone}) == 3 and len({node.after for node in alone}) == 3
+    whole = calibrated(prepared_(models, batches, {"ridge": ridges, "holdout": 0.0}))[1].nodes[0]
+    assert whole.ridge == 1e-4  # without held-out rows the first

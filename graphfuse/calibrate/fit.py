@@ -39,10 +39,15 @@ class Fitted:
     step: float
     before: float
     after: float
+    ridge: float | None = None
 
 
 def fit(
-    regression: Regression, evidence: Evidence | Sequence[Evidence], ridge: float, holdout: float, offset: bool
+    regression: Regression,
+    evidence: Evidence | Sequence[Evidence],
+    ridges: Sequence[float],
+    holdout: float,
+    offset: bool,
 ) -> Fitted:
     """Solve for the change of a weight that makes the outputs most like the targets.
 
@@ -52,8 +57,9 @@ def fit(
         How tensors are made of rows.
     evidence : Evidence or sequence of Evidence
         Everything that is known at the node.
-    ridge : float
-        Pull towards the averaged weight, relative to the Gram matrix's mean diagonal.
+    ridges : sequence of float
+        Pulls towards the averaged weight, relative to the Gram matrix's mean diagonal: the one that is best on the
+        held-out rows is used, the first where there are none.
     holdout : float
         Share of the inputs that decides how far to go. Whole batches when there are enough, else the last rows of each.
     offset : bool
@@ -73,10 +79,11 @@ def fit(
     judge = fitted if held is None else held
     scale = max(float(judge.tt), 1e-300)
     before = float(judge.rr) / scale
-    solution = fitted.solve(ridge, offset)
-    if solution is None:
+    tried = [(pull, fitted.solve(pull, offset)) for pull in (ridges if held is not None else ridges[:1])]
+    steps = [(pull, judge.step(one), one) for pull, one in tried if one is not None]
+    if not steps:
         return Fitted(None, None, 0.0, before, before)
-    step = judge.step(solution)
+    ridge, step, solution = min(steps, key=lambda found: judge.error(found[2], found[1]))
     after = judge.error(solution, step) / scale
     if held is not None:
         solution = (fitted + held).solve(ridge, offset)
@@ -84,8 +91,8 @@ def fit(
         return Fitted(None, None, 0.0, before, before)
     solution = solution * step
     if not offset:
-        return Fitted(regression.weight(solution), None, step, before, after)
-    return Fitted(regression.weight(solution[:, :-1]), solution[:, -1].flatten(), step, before, after)
+        return Fitted(regression.weight(solution), None, step, before, after, ridge)
+    return Fitted(regression.weight(solution[:, :-1]), solution[:, -1].flatten(), step, before, after, ridge)
 
 
 def _parts(

@@ -25,7 +25,7 @@ class Solved:
 
     ``before`` and ``after`` are the squared error on the held-out rows with the averaged and with the kept weight, as
     shares of the mean squared target (of method repair those of the units' means and deviations, on all rows); ``step``
-    is how far the weight went from the one to the other (0: it stayed).
+    is how far the weight went from the one to the other (0: it stayed), and ``ridge`` what pulled at it.
     """
 
     node: str
@@ -34,6 +34,7 @@ class Solved:
     step: float
     before: float
     after: float
+    ridge: float | None = None
 
     @property
     def kept(self) -> bool:
@@ -121,7 +122,8 @@ class Work:
         if fitted is None or inputs is None:
             self._leave(due, "no counterpart in another model")
             return values
-        self.solved.append(Solved(found.node, due.module, found.weight, fitted.step, fitted.before, fitted.after))
+        figures = fitted.step, fitted.before, fitted.after, fitted.ridge
+        self.solved.append(Solved(found.node, due.module, found.weight, *figures))
         if fitted.weight is None:
             return values
         self.state[found.weight] += fitted.weight.to(self.state[found.weight])
@@ -153,7 +155,7 @@ class Work:
                 own = list(zip(self.lanes, sources[k], strict=True))
                 outputs = [lane.of(found.node, found.operand, x, self.state) for lane, x in own]
                 evidence.append(Evidence(sources[k], outputs, [each[i] for each in parents], share=share))
-        return fit(due.regression, evidence, settings.ridge, settings.holdout, bias is not None)
+        return fit(due.regression, evidence, settings.ridges, settings.holdout, bias is not None)
 
     def _shares(self, having: Sequence[int]) -> list[float]:
         """The parents' relative shares."""

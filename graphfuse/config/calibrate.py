@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from graphfuse.config.base import Settings
 
+Pull = Annotated[float, Field(gt=0)]
 Calibrated = Literal["batch_norm", "repair", "regmean", "least_squares"]
 
 
@@ -24,11 +25,12 @@ class CalibrateConfig(Settings):
         "outputs, one after the other (Nasery et al., PLeaS, arXiv 2407.02447).",
     )
     batch_norm: bool = Field(True, description="Re-estimate the statistics of batch norms, whatever the method.")
-    ridge: float = Field(
-        1e-2, gt=0,
+    ridge: Pull | Annotated[tuple[Pull, ...], Field(min_length=1)] = Field(
+        (1e-2, 1.0, 1e-1, 1e-3, 1e-4),
         description="Methods regmean and least_squares: pull towards the averaged weight, relative to the Gram "
-        "matrix's mean diagonal.",
-    )  # fmt: skip
+        "matrix's mean diagonal. Of several each layer takes the one that is best on the rows that it holds out, and "
+        "the first where there are none.",
+    )
     holdout: float = Field(
         0.2, ge=0, lt=1,
         description="Share of the inputs kept aside to decide how far each weight goes from the averaged one towards "
@@ -44,3 +46,8 @@ class CalibrateConfig(Settings):
         description="Method least_squares: how much a row counts, the squared gradient of the target model's outputs "
         "to this power. 0: all rows count the same, and no gradient is computed.",
     )  # fmt: skip
+
+    @property
+    def ridges(self) -> tuple[float, ...]:
+        """The pulls to choose from."""
+        return self.ridge if isinstance(self.ridge, tuple) else (self.ridge,)
