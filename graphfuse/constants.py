@@ -6,7 +6,10 @@ pins both; ``arange`` is the index of its own axis.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -91,19 +94,49 @@ def _filled(node: fx.Node, name: str, meta: Tensor) -> Tensor | None:
 def constant_label(algebra: Algebra, value: Tensor) -> Label:
     """The label of a known tensor: free along the dims where it does not vary, and along the one that it counts.
 
-    A dim along which it repeats itself, element by element or as a whole, is a product of which one factor is free.
+    A dim along which it repeats itself, element by element or as a whole, is a product of which one factor is free. Two
+    dims of which it only tells whether their indices are equal, as the identity does, are one free axis.
     """
+    for d, n in enumerate(value.shape):
+        if (root := math.isqrt(n)) > 2 and root * root == n and _is_diagonal(square := _square(value, d), d, d + 1):
+            label = constant_label(algebra, square)
+            dims = (*label.dims[:d], label.dims[d] + label.dims[d + 1], *label.dims[d + 2 :])
+            return replace(label, dims=dims, value=value)
     counted = _counts_along(value)
-    parts = [[(n, True)] if d == counted else _parts(value, d) for d, n in enumerate(value.shape)]
+    pairs = itertools.combinations(range(value.dim()), 2)
+    twins = next((pair for pair in pairs if _is_diagonal(value, *pair)), ())
+    parts = [
+        [(n, True)] if d == counted or d in twins[:1] else [] if d in twins else _parts(value, d)
+        for d, n in enumerate(value.shape)
+    ]
     fresh = iter(algebra.fresh(size for part in parts for size, free in part if free))
     fixed = iter([algebra.new(size, "constant") for part in parts for size, free in part if not free])
     dims = [tuple(f for _, free in part for f in next(fresh if free else fixed)) for part in parts]
     points = dims[counted] if counted is not None else None
+    varying = algebra.leaves(points or ())
+    if twins:
+        dims[twins[1]] = dims[twins[0]]
+        varying |= algebra.leaves(dims[twins[0]])
     if bool(value.any()):  # zeros are kept by every map, other equal elements only by permutations
         algebra.meet(tuple(factor for dim in dims for factor in dim), SymmetryClass.PERMUTATION)
     uniform = frozenset(leaf for leaf in algebra.layout_leaves(dims) if not algebra.reasons(leaf))
-    uniform -= algebra.leaves(points or ())
+    uniform -= varying
     return Label(tuple(dims), points, value=value, is_mask=value.dtype == torch.bool, uniform=uniform)
+
+
+def _square(value: Tensor, d: int) -> Tensor:
+    """A dim of n x n elements as two of n."""
+    root = math.isqrt(value.shape[d])
+    return value.unflatten(d, (root, root))
+
+
+def _is_diagonal(value: Tensor, d: int, e: int) -> bool:
+    """Whether the value varies along two dims, but only by whether their indices are equal."""
+    n = value.shape[d]
+    if n != value.shape[e] or n < 2 or not _is_equal_along(value.diagonal(dim1=d, dim2=e), -1):
+        return False
+    beside = value.movedim((d, e), (-2, -1)).flatten(-2)[..., 1:].unflatten(-1, (n - 1, n + 1))[..., :-1].flatten(-2)
+    return _is_equal_along(beside, -1) and not _is_equal_along(value, d)
 
 
 def _parts(value: Tensor, d: int) -> list[tuple[int, bool]]:

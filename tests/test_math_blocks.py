@@ -417,6 +417,17 @@ def test_elements_written_through_a_mask_one_by_one_are_fixed() -> None:
     check(model, torch.randn(4, 5), torch.randn(4, 6), mask, expect={})
 
 
+def test_every_other_unit_can_be_written_to() -> None:
+    """12 = 6 x 2, and only the first of each two is written to: a unit and its neighbour move together."""
+
+    def forward(s: Net, x: Tensor) -> Tensor:
+        h = torch.relu(s.a(x))
+        h[:, ::2] += s.shift
+        return s.b(h)
+
+    check(Net(forward, a=nn.Linear(5, 12), shift=weight(6), b=nn.Linear(12, 2)), rows(), expect={(6, ()): 1})
+
+
 # -------------------------------------------------------------------- constants that repeat themselves
 
 

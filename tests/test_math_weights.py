@@ -274,3 +274,35 @@ rules:
     assert shapes(graph) == {(7, ()): 1, (9, ()): 1}
     assert {axis.size: str(axis.symmetry) for axis in graph.axes} == {7: "scaling", 9: "scaling"}
     assert graphfuse.verify(graph, classes=True).ok
+
+
+@pytest.mark.parametrize("how", ["inverse", "solve"])
+def test_a_kernel_between_learned_points_moves_with_them(how: str) -> None:
+    """Gaussian process regression: the kernel of 7 points is inverted, and its rows and columns are the points."""
+
+    def forward(s: Net, x: Tensor) -> Tensor:
+        kernel = torch.exp(-torch.cdist(s.points, s.points)) + torch.eye(7)
+        weights = torch.linalg.inv(kernel) @ s.values if how == "inverse" else torch.linalg.solve(kernel, s.values)
+        return torch.exp(-torch.cdist(torch.tanh(s.a(x)), s.points)) @ weights
+
+    model = Net(forward, a=nn.Linear(5, 3), points=weight(7, 3), values=weight(7, 2))
+    check(model, torch.randn(4, 5), expect={(3, ()): 1, (7, ()): 1})
+
+
+@pytest.mark.parametrize("how", ["matrix", "flat", "buffer", "noisy"])
+def test_an_identity_ties_rows_to_columns_and_fixes_neither(how: str) -> None:
+    """A transformation of features that is learned beside the identity, as point clouds are aligned with."""
+
+    def forward(s: Net, x: Tensor) -> Tensor:
+        x = torch.relu(s.a(x))
+        identity = torch.eye(7) if how != "buffer" else s.b.eye
+        moves = s.b(x.mean(1))
+        if how == "flat":
+            moves = (moves + identity.flatten()).view(-1, 7, 7)
+        else:
+            moves = moves.view(-1, 7, 7) + (identity + torch.arange(7) if how == "noisy" else identity)
+        return s.out(torch.relu(x @ moves))
+
+    model = Net(forward, a=nn.Linear(5, 7), b=nn.Linear(7, 49), out=nn.Linear(7, 2))
+    model.b.register_buffer("eye", torch.eye(7))
+    check(model, torch.randn(2, 4, 5), expect={} if how == "noisy" else {(7, ()): 1})

@@ -47,10 +47,17 @@ def slice_(op: Op) -> Label:
     start, stop = slice_bounds(op, size)
     if step == 1:
         return narrowed(op, x, d, start, stop)
-    if size % step == 0 and start < step and stop > size - step:
-        split = op.algebra.regroup(x.dims, (*x.shape[:d], size // step, step, *x.shape[d + 1 :]))
-        return replace(x, dims=op.algebra.select(split, d + 1, start), value=None)
-    return position_dim(op, x, d, op.shape[d], "stride")
+    dims = strided(op, x, d, start, stop, step)
+    return position_dim(op, x, d, op.shape[d], "stride") if dims is None else replace(x, dims=dims, value=None)
+
+
+def strided(op: Op, x: Label, d: int, start: int, stop: int, step: int) -> Layout | None:
+    """The label of every n-th position, where these are one index of an inner factor."""
+    size = x.shape[d]
+    if size % step or start >= step or stop <= size - step:
+        return None
+    split = op.algebra.regroup(x.dims, (*x.shape[:d], size // step, step, *x.shape[d + 1 :]))
+    return op.algebra.select(split, d + 1, start)
 
 
 @BLOCKS("select")
@@ -169,7 +176,7 @@ def scatter_block(op: Op) -> Label:
         block = op.algebra.select(x.dims, d, start)
     elif step == 1:
         block = op.algebra.narrow(x.dims, d, *slice_bounds(op, size))
-    else:
+    elif (block := strided(op, x, d, *slice_bounds(op, size), step)) is None:
         rows = position_dim(op, x, d, size, "stride")
         op.algebra.fix(source.dims[d], "stride")
         rest = [dims[:d] + dims[d + 1 :] for dims in (rows.dims, source.dims)]

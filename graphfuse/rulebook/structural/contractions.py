@@ -6,7 +6,7 @@ from graphfuse.algebra import broadcast_pairs
 from graphfuse.axes import Dim, SymmetryClass, dim_size, dualised
 from graphfuse.errors import RuleError
 from graphfuse.rulebook.op import Label, Op
-from graphfuse.rulebook.structural.table import Table
+from graphfuse.rulebook.structural.table import Table, first_tensor
 from graphfuse.store import Held
 
 CONTRACTIONS = Table()
@@ -26,6 +26,18 @@ def matmul(op: Op) -> Label:
     op.consume("self", a.rank - 1)
     op.consume("other", inner_b)
     return Label((*lead, *rows[-1:], *(columns if b.rank > 1 else ())))
+
+
+@CONTRACTIONS("linalg_inv", "inverse", "linalg_pinv")
+def inverse(op: Op) -> Label:
+    """Rows of the inverse follow the columns of the matrix; a rotation is its own inverse transpose."""
+    x = first_tensor(op)
+    for dim in x.dims[-2:]:
+        op.algebra.separate(x.dims, dim)
+        op.algebra.meet(dim, SymmetryClass.ORTHOGONAL)
+    for dim in x.dims[:-2]:
+        op.algebra.meet(dim, SymmetryClass.PERMUTATION)
+    return Label((*x.dims[:-2], x.dims[-1], x.dims[-2]))
 
 
 @CONTRACTIONS("einsum")
