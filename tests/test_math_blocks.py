@@ -151,6 +151,19 @@ def test_transposed_convolution_has_its_inputs_first() -> None:
     check(model, images(), expect={(7, ()): 1, (9, ()): 1})
 
 
+@pytest.mark.parametrize("padding", [(0, 0), (2, 0), (0, 1)])
+def test_a_kernel_as_long_as_a_dim_sums_over_its_units(padding: tuple[int, int]) -> None:
+    """Sentences as images of 9 words x 8 features, under a kernel that is 8 wide; padding gives the units a place."""
+
+    def forward(s: Net, x: Tensor) -> Tensor:
+        return s.out(torch.relu(s.conv(s.words(x).unsqueeze(1))).amax((2, 3)))
+
+    conv = nn.Conv2d(1, 6, (3, 8), padding=padding)
+    model = Net(forward, words=nn.Embedding(20, 8), conv=conv, out=nn.Linear(6, 2))
+    free = {(6, ()): 1} if padding[1] else {(6, ()): 1, (8, ()): 1}
+    check(model, torch.randint(0, 20, (2, 9)), expect=free)
+
+
 def test_channel_shuffle_hands_units_to_other_groups() -> None:
     """Two grouped layers around a shuffle of 2 groups x 3: each unit of a group goes to another group of the next."""
 

@@ -13,6 +13,7 @@ from graphfuse.rulebook.op import Label, Op, Rule
 from graphfuse.rulebook.pointwise import Elementwise, elementwise
 from graphfuse.rulebook.relate import Relation, name_sizes, relate
 from graphfuse.rulebook.schema import Entry, Special
+from graphfuse.rulebook.whole import summed_over
 
 Variant = Relation | Elementwise
 
@@ -24,7 +25,9 @@ def compile_entry(entry: Entry) -> Rule:
 
     def rule(op: Op) -> Label | list[Label]:
         chosen = next((variant for when, variant in special if holds(when, op, usual)), usual)
-        return elementwise(op, chosen) if isinstance(chosen, Elementwise) else relate(op, chosen)
+        if isinstance(chosen, Elementwise):
+            return elementwise(op, chosen)
+        return relate(op, summed_over(op, chosen, entry.windows) if entry.windows else chosen)
 
     return rule
 

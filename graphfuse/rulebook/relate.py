@@ -83,7 +83,7 @@ def name_sizes(op: Op, relation: Relation) -> dict[str, set[int]]:
     rank = variadic_rank(op, signature, relation.sizes, operands)
     tensors = match_operands(op, signature, operands, rank)
     sizes: dict[str, set[int]] = {}
-    for name, size in _plain_sizes((tensor.dims, tensor.slots) for tensor in tensors):
+    for name, size in plain_sizes((tensor.dims, tensor.slots) for tensor in tensors):
         sizes.setdefault(base_name(name), set()).add(size)
     return sizes
 
@@ -91,7 +91,8 @@ def name_sizes(op: Op, relation: Relation) -> dict[str, set[int]]:
 # -------------------------------------------------------------------- names against dims
 
 
-def _plain_sizes(tensors: Iterable[tuple[Layout, tuple[Slot, ...]]]) -> list[tuple[str, int]]:
+def plain_sizes(tensors: Iterable[tuple[Layout, tuple[Slot, ...]]]) -> list[tuple[str, int]]:
+    """The sizes of dims that one name stands for."""
     return [
         (slot[0].text, dim_size(dim))
         for dims, slots in tensors
@@ -103,7 +104,7 @@ def _plain_sizes(tensors: Iterable[tuple[Layout, tuple[Slot, ...]]]) -> list[tup
 def _known_sizes(op: Op, relation: Relation, tensors: Sequence[Matched], rank: int) -> dict[str, int]:
     """Sizes of names: from dims that they name alone, in inputs and outputs, and from the entry's ``sizes``."""
     known: dict[str, int] = {}
-    for name, size in _plain_sizes((tensor.dims, tensor.slots) for tensor in tensors):
+    for name, size in plain_sizes((tensor.dims, tensor.slots) for tensor in tensors):
         known[name] = max(size, known.get(name, 1))
     for pattern, shape in zip(relation.signature.outputs, op.shapes, strict=False):
         if pattern is not None and shape is not None:

@@ -130,6 +130,7 @@ class Entry(_Model):
     classes: dict[str, ClassName] = Field(default_factory=dict, alias="class")
     mixes: Names = ()
     sizes: dict[str, str | int] = Field(default_factory=dict)
+    windows: dict[str, str] = Field(default_factory=dict)
     special: tuple[Special, ...] = ()
     contracts: Contracts | None = None
     statistics: Statistics | None = None
@@ -202,13 +203,15 @@ class Entry(_Model):
     def _uses_of_names(self) -> Iterator[tuple[str, tuple[str, ...], Signature]]:
         signature = self.signature
         if signature is None:
-            for word, value in (("class", self.classes), ("mixes", self.mixes), ("sizes", self.sizes)):
+            said = {"class": self.classes, "mixes": self.mixes, "sizes": self.sizes, "windows": self.windows}
+            for word, value in said.items():
                 if value:
                     raise ValueError(f"{word!r} belongs to a signature; an elementwise op says it under 'pointwise'")
             return
         yield "class", tuple(self.classes), signature
         yield "mixes", self.mixes, signature
         yield "sizes", tuple(self.sizes), signature
+        yield "windows", (*self.windows, *self.windows.values()), signature
         for special in self.special:
             own = special.signature or signature
             yield "special.class", tuple(special.classes or ()), own
