@@ -9,6 +9,7 @@ from mathematics import Net, check, weight
 from torch import Tensor, nn
 
 import graphfuse
+from graphfuse.capture import state_of
 
 
 @pytest.fixture(autouse=True)
@@ -439,6 +440,27 @@ def test_every_other_unit_can_be_written_to() -> None:
         return s.b(h)
 
     check(Net(forward, a=nn.Linear(5, 12), shift=weight(6), b=nn.Linear(12, 2)), rows(), expect={(6, ()): 1})
+
+
+@pytest.mark.parametrize("layout", ["rows", "transposed", "across"])
+def test_windows_read_at_other_strides_keep_their_units(layout: str) -> None:
+    """Overlapping windows of 4 tokens; only where the strides run across the units are these positions, too."""
+
+    def forward(s: Net, x: Tensor) -> Tensor:
+        h = s.a(x)
+        if layout == "transposed":
+            h = h.transpose(0, 1).contiguous().transpose(0, 1)
+        batch, time, unit = h.stride()
+        if layout == "across":
+            windows = h.as_strided((2, 3, 4, 6), (batch, 2 * time, time, 1))
+        else:
+            windows = h.as_strided((2, 3, 4, 7), (batch, 2 * time, time, unit))
+        return s.b(torch.relu(windows)).sum((1, 2))
+
+    model = Net(forward, a=nn.Linear(5, 7), b=nn.Linear(6 if layout == "across" else 7, 2))
+    x = torch.randn(2, 8, 5)
+    graph = check(model, x, expect={} if layout == "across" else {(7, ()): 1})
+    torch.testing.assert_close(graph.captured.run(state_of(model), (x,)), model(x))
 
 
 # -------------------------------------------------------------------- constants that repeat themselves

@@ -109,3 +109,26 @@ def test_permuting_moves_every_touched_tensor() -> None:
     moved = permuted(graph, state, sample(graph, torch.Generator().manual_seed(0)))
     changed = {name for name in graph.tensors if not torch.equal(moved[name], state[name])}
     assert changed == {touch.tensor for axis in graph.axes for touch in axis.touches}
+
+
+def test_a_model_that_does_not_run_with_random_weights_is_checked_near_its_own() -> None:
+    class Careful(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not torch.compiler.is_exporting() and self.a.weight.abs().max() > 1:
+                raise ValueError("too long")
+            return self.b(torch.relu(self.a(x)))
+
+    model = Careful()
+    with torch.no_grad():
+        model.a.weight *= 0.01
+    graph = graphfuse.trace(model, (torch.randn(4, 3),))
+    result = graphfuse.verify(graph)
+    assert result.ok
+    assert "near the model's own weights" in result.notes[0]
+    assert "too long" in result.notes[0]
+    wrong, axis = with_false_claim(graph, "b.weight", 0)
+    assert [blamed.id for blamed in graphfuse.verify(wrong).blamed] == [axis]

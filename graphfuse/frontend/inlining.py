@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 aten = torch.ops.aten
 Values = list[Any]
@@ -27,7 +27,7 @@ def inline(graph_module: fx.GraphModule) -> None:
                 inline(getattr(graph_module, str(operand.target)))
         try:
             with graph.inserting_before(node):
-                results = expand(_Writer(graph_module, node), *node.args)
+                results = expand(Writer(graph_module, node), *node.args)
         except Exception:  # a choice by a number, a size that depends on data: the node stays opaque, which is sound
             continue
         for user in list(node.users):  # an op of several results is read by index only
@@ -38,8 +38,8 @@ def inline(graph_module: fx.GraphModule) -> None:
     graph_module.recompile()
 
 
-class _Writer:
-    """Writes nodes in place of one that holds sub-graphs."""
+class Writer:
+    """Writes nodes in place of one."""
 
     def __init__(self, graph_module: fx.GraphModule, node: fx.Node) -> None:
         self.graph_module, self.node = graph_module, node
@@ -57,6 +57,15 @@ class _Writer:
         written.meta = {**where, "val": target(*fx.map_arg(args, lambda operand: operand.meta["val"]))}
         return written
 
+    def constant(self, value: Tensor) -> fx.Node:
+        """A tensor that the graph holds."""
+        name = f"_held_{len(self.node.graph.nodes)}"
+        self.graph_module.register_buffer(name, value)
+        held = self.node.graph.get_attr(name)
+        mode = next(node.meta["val"].fake_mode for node in self.node.all_input_nodes)
+        held.meta = {"val": mode.from_tensor(value)}
+        return held
+
     def rows(self, values: Sequence[fx.Node], i: int) -> Values:
         """The i-th slice of each."""
         return [self.op(aten.select.int, value, 0, i) for value in values]
@@ -66,13 +75,13 @@ class _Writer:
         return [self.op(aten.stack.default, list(parts), 0) for parts in zip(*steps, strict=True)]
 
 
-def _map(write: _Writer, function: fx.Node, values: Sequence[fx.Node], shared: Sequence[Any]) -> Values:
+def _map(write: Writer, function: fx.Node, values: Sequence[fx.Node], shared: Sequence[Any]) -> Values:
     count = values[0].meta["val"].shape[0]
     return write.stacks([write.body(function, [*write.rows(values, i), *shared]) for i in range(count)])
 
 
 def _scan(
-    write: _Writer, function: fx.Node, first: Sequence[Any], values: Sequence[fx.Node], shared: Sequence[Any]
+    write: Writer, function: fx.Node, first: Sequence[Any], values: Sequence[fx.Node], shared: Sequence[Any]
 ) -> Values:
     carried, steps = list(first), []
     for i in range(values[0].meta["val"].shape[0]):
@@ -82,7 +91,7 @@ def _scan(
     return [*carried, *write.stacks(steps)]
 
 
-def _cond(write: _Writer, choice: Any, yes: fx.Node, no: fx.Node, operands: Sequence[Any]) -> Values:
+def _cond(write: Writer, choice: Any, yes: fx.Node, no: fx.Node, operands: Sequence[Any]) -> Values:
     sides = zip(write.body(yes, operands), write.body(no, operands), strict=True)
     return [write.op(aten.where.self, choice, a, b) for a, b in sides]
 

@@ -15,6 +15,7 @@ from torch.export.graph_signature import OutputKind
 from torch.utils import _pytree as pytree
 
 from graphfuse.frontend.inlining import inline
+from graphfuse.frontend.striding import unstride
 from graphfuse.frontend.tracing import headline
 
 Kind = Literal["parameter", "buffer", "constant", "user"]
@@ -73,6 +74,7 @@ def lower(exported: ExportedProgram, decompose: Decompose) -> tuple[ExportedProg
     lowered = lowered or exported
     _restore_sites(exported, lowered)
     inline(lowered.graph_module)
+    unstride(lowered.graph_module)
     return lowered, tuple(notes)
 
 
