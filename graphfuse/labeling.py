@@ -28,6 +28,7 @@ from graphfuse.rulebook.op import Label, Op, Rule, Shape
 Value = Label | list[Label | None] | None
 """What labelling knows of one node: a label, one for each of several outputs, or nothing (no tensor)."""
 
+NUMBERS = (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)  # those that depend on data are symbols
 UNKNOWN_SIZE = 1_000_003  # least stand-in for a size that depends on data; odd, so that it never splits evenly
 
 
@@ -281,7 +282,7 @@ class _Labeller:
         def look(operand: fx.Node) -> Any:
             value = self.values[operand]
             number = operand.meta.get("val")
-            return number if value is None and isinstance(number, int | float | bool) else value
+            return number if value is None and isinstance(number, NUMBERS) else value
 
         arguments = target._schema.arguments
         bound = {argument.name: argument.default_value for argument in arguments if argument.has_default_value()}

@@ -497,6 +497,24 @@ def test_blocks_of_sizes_that_depend_on_data_are_joined_again() -> None:
     check(model, rows(count=6), expect={(9, ()): 2, (7, ()): 3}, sensitivity=0.0)
 
 
+@pytest.mark.parametrize("how", ["read", "written"])
+def test_a_slice_up_to_a_place_that_depends_on_data_keeps_the_other_dims(how: str) -> None:
+    def forward(s: Net, x: Tensor, count: Tensor) -> Tensor:
+        n = count.item()
+        torch._check(n >= 1)
+        torch._check(n <= 4)
+        h = s.inp(x)
+        if how == "written":
+            h[:n] = s.more(x)[:n]
+        return s.out(torch.relu(torch.cat([h[:n], h[n:]]))).sum(0)
+
+    model = Net(forward, inp=nn.Linear(5, 9), more=nn.Linear(5, 9), out=nn.Linear(9, 2))
+    if how == "read":
+        del model.more
+    graph = check(model, rows(), torch.tensor(3), expect={(9, ()): 1})
+    assert graph.captured.method == "export"
+
+
 def test_zeros_of_a_size_that_depends_on_data_and_random_numbers_need_no_rule() -> None:
     def forward(s: Net, x: Tensor) -> Tensor:
         rows = s.inp(x)[x[:, 0] > 0]

@@ -170,20 +170,27 @@ def scatter_block(op: Op) -> Label:
     x, source = op.label("self"), op.label("src")
     op.fix_values(x, source)
     d = op.axis_of("dim", x.rank, 0)
-    size, step = x.shape[d], op.get("step", 1)
-    if "select" in op.name:
-        start = op.args["index"] % size
-        block = op.algebra.select(x.dims, d, start)
-    elif step == 1:
-        block = op.algebra.narrow(x.dims, d, *slice_bounds(op, size))
-    elif (block := strided(op, x, d, *slice_bounds(op, size), step)) is None:
-        rows = position_dim(op, x, d, size, "stride")
-        op.algebra.fix(source.dims[d], "stride")
-        rest = [dims[:d] + dims[d + 1 :] for dims in (rows.dims, source.dims)]
-        op.algebra.broadcast(rest)
+    whole = source.dims if "select" in op.name else source.dims[:d] + source.dims[d + 1 :]
+    block = _written(op, x, d)
+    if block is None:
+        rows = position_dim(op, x, d, x.shape[d], "written by position")
+        op.algebra.fix(source.dims[d] if source.rank == x.rank else (), "written by position")
+        op.algebra.broadcast([rows.dims[:d] + rows.dims[d + 1 :], whole])
         return Label(rows.dims)
     op.algebra.broadcast([block, source.dims])
     return Label(op.algebra.norm_all(x.dims))
+
+
+def _written(op: Op, x: Label, d: int) -> Layout | None:
+    """The label of the positions that are overwritten; None where they are no block, or depend on data."""
+    if not all(isinstance(op.get(name, 0), int) for name in ("start", "end", "index")):
+        return None
+    size, step = x.shape[d], op.get("step", 1)
+    if "select" in op.name:
+        return op.algebra.select(x.dims, d, op.args["index"] % size)
+    if step == 1:
+        return op.algebra.narrow(x.dims, d, *slice_bounds(op, size))
+    return strided(op, x, d, *slice_bounds(op, size), step)
 
 
 @BLOCKS("flip", "roll", "fft_fft", "fft_ifft", "fft_rfft", "fft_irfft", "fft_fft2", "fft_ifft2", "fft_rfft2",
