@@ -7,6 +7,7 @@ model's own weights, with random ones, in float64, or with those of another mode
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import dataclass
@@ -17,13 +18,14 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
-from graphfuse.errors import DataError
+from graphfuse.errors import CaptureError, DataError
 from graphfuse.flatgraph import execute, last_use, lift_attributes, tidy, tie
 from graphfuse.frontend import AtomCall, AtomOf, Kind, dotted, in_force, program, source_in, taken_whole
 from graphfuse.inputs import Example, Signature, as_captured, expect_state, in_order, leaf_names, outline, signature_of
 from graphfuse.outputs import expect_outputs, is_wanted, output_names
 
-__all__ = ["Captured", "Example", "Input", "Site", "canonical_names", "capture", "signature_of", "state_of"]
+__all__ = ["Captured", "Example", "Input", "Site", "canonical_names", "capture", "duplicate", "signature_of",
+           "state_of"]  # fmt: skip
 
 Steps = Generator[tuple[fx.Node, Any], Any, None]
 
@@ -209,6 +211,7 @@ def capture(
     CaptureError
         The model does not run on these inputs, or cannot be captured; names the user's source line.
     """
+    _expect_code(model)
     args, given = tuple(args), in_order(model, dict(kwargs or {}))
     flat, in_spec = pytree.tree_flatten((args, given))
     with taken_whole(model, atom_of) as calls:
@@ -246,6 +249,12 @@ def capture(
     )
 
 
+def duplicate(model: nn.Module) -> nn.Module:
+    """A deep copy; what hooks keep on a module with its history (a weight times a mask, say) is cut off from that."""
+    kept = (value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor))
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in kept if not value.is_leaf})
+
+
 def state_of(model: nn.Module) -> dict[str, Tensor]:
     """Canonical name -> tensor: every parameter and every buffer, persistent or not, each tied tensor once.
 
@@ -260,6 +269,18 @@ def canonical_names(model: nn.Module) -> dict[str, str]:
     """Every name of a parameter or buffer -> the first name of that tensor (tied tensors have several)."""
     first: dict[Any, str] = {}
     return {name: first.setdefault(_identity(tensor), name) for name, tensor in _named_tensors(model).items()}
+
+
+def _expect_code(model: nn.Module) -> None:
+    """A graph can be captured of code that Python runs on the model's own tensors."""
+    compiled = next((name for name, part in model.named_modules() if isinstance(part, torch.jit.ScriptModule)), None)
+    if compiled is not None:
+        raise CaptureError(
+            f"{type(model).__name__} holds TorchScript ({compiled or 'the whole model'}), which cannot be captured.\n"
+            "  what to do: pass the module that it was scripted or traced from; its state dict has the same names"
+        )
+    if isinstance(model, nn.DataParallel):
+        raise CaptureError("DataParallel has no code of its own.\n  what to do: pass the module inside, model.module")
 
 
 def _named_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -38,7 +38,9 @@ class Constants:
     def value(self, node: fx.Node) -> Any:
         """The node's value, or None when it depends on inputs or parameters, or is too large to look at."""
         if node not in self._values:
-            self._values[node] = self._compute(node)
+            value = self._compute(node)
+            dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
+            self._values[node] = value if dense else None
         return self._values[node]
 
     def _compute(self, node: fx.Node) -> Tensor | None:

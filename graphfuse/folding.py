@@ -9,7 +9,6 @@ as a whole (between layer norms: by all rotations that keep the sum). Source: As
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -18,7 +17,7 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from graphfuse.axes import Dim, SymmetryClass, dim_size
-from graphfuse.capture import Captured, state_of
+from graphfuse.capture import Captured, duplicate, state_of
 from graphfuse.labeling import label
 from graphfuse.rulebook import RuleBook, Rules, load_rules
 from graphfuse.symmetry import Contraction, SymmetryGraph, TensorLabel, assemble
@@ -79,7 +78,7 @@ def fold_gains(graph: SymmetryGraph, *, rules: Iterable[Rules] | RuleBook = ()) 
     if not folds:
         return Folded(graph, (), kept)
     captured = _without(graph.captured, products, {fold.gain for fold in folds})
-    model = copy.deepcopy(graph.model)
+    model = duplicate(graph.model)
     fold_state(folds, state_of(model))
     labelling = label(captured, book, state_of(model), graph.tensors.keys())
     folded = assemble(model, graph.args, graph.kwargs, captured, labelling, book)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +14,7 @@ from graphfuse.aligned import Alignment
 from graphfuse.alignment import Prepared, Progress, match, prepare
 from graphfuse.average import average, shares_of
 from graphfuse.calibrate import Calibration, calibrate
-from graphfuse.capture import state_of
+from graphfuse.capture import duplicate, state_of
 from graphfuse.config import FuseConfig
 from graphfuse.errors import CheckpointError, DataError
 from graphfuse.lockstep import batches, parted
@@ -214,12 +213,11 @@ def _module(into: Any) -> nn.Module:
 
 def _copied(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model).eval()
+        return duplicate(model).eval()
     except Exception as error:
         raise DataError(
             f"{type(model).__name__} cannot be copied, and the result must be a new model: {error}\n"
-            "  what to do: make copy.deepcopy(model) work; a tensor with a gradient history kept on a module is the "
-            "usual reason"
+            "  what to do: make copy.deepcopy(model) work"
         ) from error
 
 

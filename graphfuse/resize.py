@@ -6,7 +6,6 @@ mapping it onto a narrower one; here the narrower one needs no training, as its 
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from graphfuse.aligned import Aligned, Alignment
 from graphfuse.alignment import Prepared, prepare
+from graphfuse.capture import duplicate
 from graphfuse.config import FuseConfig
 from graphfuse.correspond import correspond
 from graphfuse.costs.evidence import Evidence, Problem
@@ -73,7 +73,7 @@ def resize(
     )
     if unequal(into, model):
         raise _other_depth()
-    blank = copy.deepcopy(into).eval()
+    blank = duplicate(into).eval()
     prepared = prepare([blank, model], args, kwargs, data=data, config=settings, rules=rules)
     relation = prepared.correspondence
     if prepared.forms[1].depth is not None:

@@ -7,7 +7,6 @@ random values. Everything runs in float64, on the module itself rather than on t
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from graphfuse.capture import state_of
+from graphfuse.capture import duplicate, state_of
 from graphfuse.errors import VerifyError
 from graphfuse.groups import Elements, is_sampled, sample_elements, transformed
 from graphfuse.outputs import is_wanted, output_names
@@ -150,9 +149,9 @@ class _Check:
 
     def _double(self) -> tuple[nn.Module, tuple[Any, ...], Mapping[str, Any]]:
         graph = self.graph
-        model = copy.deepcopy(graph.model).cpu().eval()
+        model = duplicate(graph.model).cpu().eval()
         args, kwargs = _to((graph.args, dict(graph.kwargs)), None)
-        wide = copy.deepcopy(model).double()._apply(lambda t: t.cdouble() if t.is_complex() else t)
+        wide = duplicate(model).double()._apply(lambda t: t.cdouble() if t.is_complex() else t)
         try:
             with torch.no_grad(), _widened():
                 wide(*(pair := _to((args, kwargs), torch.float64))[0], **pair[1])

@@ -20,6 +20,7 @@ from graphfuse.errors import (
     GraphFuseError,
 )
 from graphfuse.fuse import fuse
+from graphfuse.symmetry import trace
 
 X = torch.zeros(2, 5)
 
@@ -153,3 +154,12 @@ def test_inputs_of_another_kind_are_named() -> None:
     with pytest.raises(CaptureError, match="Decoder does not run on the example inputs"):
         fuse([Decoder(), Decoder()], images())
     assert fuse([Decoder(depth=1), Decoder(depth=1)], ids(vocabulary=31)).report["models"][0]["class"] == "Decoder"
+
+
+@pytest.mark.parametrize("how", ["scripted", "parallel"])
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_what_has_no_code_to_capture_is_told(how: str) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU())
+    wrapped = torch.jit.script(model) if how == "scripted" else torch.nn.DataParallel(model)
+    with pytest.raises(CaptureError, match="pass the module"):
+        trace(wrapped, (torch.randn(2, 3),))

@@ -82,3 +82,20 @@ def test_what_is_written_out_computes_the_same(part: Callable[[Net, Tensor], Ten
     x = torch.randn(4, 3, 5)
     graph = graphfuse.trace(model, x)
     torch.testing.assert_close(graph.captured.run(state_of(model), (x,)), model(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_sequences_of_several_lengths_that_are_packed_keep_their_units(kind: str) -> None:
+    """Packing lists the steps of all sequences; torch takes the layer apart into writes in place, which are undone."""
+
+    def forward(s: Net, x: Tensor) -> Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(s.a(x), torch.tensor([4, 2]), batch_first=True)
+        said, last = s.rnn(packed)
+        every, _ = nn.utils.rnn.pad_packed_sequence(said, batch_first=True)
+        return s.out(torch.cat([(last[0] if kind == "LSTM" else last)[-1], every.amax(1)], -1))
+
+    model = Net(forward, a=nn.Linear(5, 6), rnn=getattr(nn, kind)(6, 7, batch_first=True), out=nn.Linear(14, 2))
+    graph = check(model, torch.randn(2, 4, 5), expect={(6, ()): 1, (7, ()): 1}, notes=True)
+    assert not any(
+        node.target._schema.is_mutable for node in graph.captured.graph.nodes if hasattr(node.target, "_schema")
+    )

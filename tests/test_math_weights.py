@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from mathematics import Net, check, shapes, weight
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 import graphfuse
 
@@ -306,3 +306,27 @@ def test_an_identity_ties_rows_to_columns_and_fixes_neither(how: str) -> None:
     model = Net(forward, a=nn.Linear(5, 7), b=nn.Linear(7, 49), out=nn.Linear(7, 2))
     model.b.register_buffer("eye", torch.eye(7))
     check(model, torch.randn(2, 4, 5), expect={} if how == "noisy" else {(7, ()): 1})
+
+
+def test_a_sparse_matrix_of_constants_fixes_what_it_mixes_only() -> None:
+    edges = torch.tensor([[0, 1, 2, 3, 0], [1, 2, 3, 0, 2]])
+    graph = torch.sparse_coo_tensor(edges, torch.rand(5), (4, 4), check_invariants=True).coalesce()
+
+    def forward(s: Net, x: Tensor) -> Tensor:
+        return s.b(torch.relu(torch.sparse.mm(graph, s.a(x))))
+
+    check(Net(forward, a=nn.Linear(5, 7), b=nn.Linear(7, 2)), torch.randn(4, 5), expect={(7, ()): 1}, notes=True)
+
+
+@pytest.mark.parametrize("how", ["weight norm", "spectral norm", "masked"])
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils")
+def test_weights_that_hooks_compute_before_each_call(how: str) -> None:
+    layers = [nn.Linear(5, 7), nn.Linear(7, 6), nn.Linear(6, 2)]
+    if how == "masked":  # the mask tells some units from the others
+        prune.custom_from_mask(layers[1], "weight", torch.ones(6, 7).index_fill(0, torch.tensor([3, 5]), 0))
+    elif how == "weight norm":
+        nn.utils.weight_norm(layers[1])
+    else:
+        nn.utils.spectral_norm(layers[1])
+    model = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+    check(model, torch.randn(4, 5), expect={(7, ()): 1} if how == "masked" else {(7, ()): 1, (6, ()): 1})

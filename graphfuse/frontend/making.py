@@ -19,6 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from graphfuse.frontend.lowering import (
+    MAX_ROUNDS,
     Decompose,
     Program,
     Slot,
@@ -113,6 +114,10 @@ def _trace_again(
     table = {op: how for op in ops_of(again) if (how := decomposition(op, standard)) and decompose(op)}
     if table:
         again = _trace(_Replay(again), values, decomposition_table=table)
+    for _ in range(MAX_ROUNDS):  # what an op that came apart wrote in place is seen in the next round only
+        if not any(op._schema.is_mutable for op in ops_of(again)):
+            break
+        again = _trace(torch.func.functionalize(_Replay(again), remove="mutations"), values)
     slots = {node.name: slot for node, slot in zip(again.graph.find_nodes(op="placeholder"), names, strict=True)}
     results: Any = output_node(again).args[0]
     note = f"sizes depend on the data too: composite ops are taken apart ({headline(error)})"

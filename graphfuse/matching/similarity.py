@@ -5,13 +5,13 @@ Source: Kornblith et al., Similarity of Neural Network Representations Revisited
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from graphfuse.capture import duplicate
 from graphfuse.lockstep import Batch
 
 ROWS = 1024  # activations of a layer that are looked at
@@ -20,7 +20,7 @@ ROWS = 1024  # activations of a layer that are looked at
 def grams_of(model: nn.Module, layers: Sequence[str], data: Sequence[Batch]) -> dict[str, list[Tensor | None]]:
     """For each layer the Gram matrices, shape (rows, rows), of its outputs and of what it adds to its inputs."""
     seen: dict[str, list[list[Tensor]]] = {layer: [[], []] for layer in layers}
-    model, share = copy.deepcopy(model).eval(), max(1, ROWS // len(data))
+    model, share = duplicate(model).eval(), max(1, ROWS // len(data))
 
     def keep(layer: str) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from graphfuse.capture import canonical_names, state_of
+from graphfuse.capture import canonical_names, duplicate, state_of
 from graphfuse.errors import CorrespondenceError
 from graphfuse.matching.naming import Names, tags_of
 from graphfuse.matching.recipes import HAND, Renaming, renaming_of
@@ -130,7 +129,7 @@ def _renaming(a: SymmetryGraph, b: SymmetryGraph, names: Names, book: RuleBook) 
 
 def _with_state(graph: SymmetryGraph, state: Mapping[str, Tensor]) -> nn.Module:
     """A copy of the graph's model with another state, whose tensors may have other shapes."""
-    model = copy.deepcopy(graph.model).eval()
+    model = duplicate(graph.model).eval()
     canonical = canonical_names(model)
     tied: dict[str, Tensor] = {}
     for name, first in canonical.items():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from graphfuse.capture import duplicate
 from graphfuse.config import RefineConfig
 from graphfuse.errors import DataError
 from graphfuse.lockstep import Batch
@@ -108,7 +108,7 @@ def finetune(
     batches = list(data)
     if not batches:
         raise DataError("there is nothing to train on: the data yields no batch")
-    copied = copy.deepcopy(model)
+    copied = duplicate(model)
     with _learning(copied, training=True) as tensors:
         groups = [([tensor], rate * _scale(tensor)) for tensor in tensors]
         found = descend(groups, lambda step: loss(copied, batches[step % len(batches)]), None,

@@ -245,6 +245,17 @@ def col2im(op: Op) -> Label:
     return Label((*x.dims[:-2], channels, *space))
 
 
+@BLOCKS("_pack_padded_sequence")
+def packed(op: Op) -> list[Label]:
+    """The steps of several sequences as rows, those of all sequences at one time together."""
+    x = op.label("input")
+    for dim in x.dims[:2]:
+        op.algebra.separate(x.dims, dim)
+        op.algebra.fix(dim, "packed")
+    sizes = op.algebra.fresh(op.shapes[1] or (), "packed")
+    return [Label((op.algebra.new(op.shape[0], "packed"), *x.dims[2:])), Label(sizes)]
+
+
 @BLOCKS("unfold")
 def unfold(op: Op) -> Label:
     """Sliding windows along one dim, as a new last dim."""

@@ -6,6 +6,8 @@ from graphfuse.algebra import broadcast_pairs
 from graphfuse.axes import Dim, SymmetryClass, dim_size, dualised
 from graphfuse.errors import RuleError
 from graphfuse.rulebook.op import Label, Op
+from graphfuse.rulebook.relate import Relation, relate
+from graphfuse.rulebook.signature import parse
 from graphfuse.rulebook.structural.table import Table, first_tensor
 from graphfuse.store import Held
 
@@ -26,6 +28,14 @@ def matmul(op: Op) -> Label:
     op.consume("self", a.rank - 1)
     op.consume("other", inner_b)
     return Label((*lead, *rows[-1:], *(columns if b.rank > 1 else ())))
+
+
+@CONTRACTIONS("_sparse_addmm")
+def sparse_addmm(op: Op) -> Label | list[Label]:
+    """A sparse matrix times a dense one, added to another."""
+    return relate(
+        op, Relation(parse("s[i j], a[i k], b[k j] -> [i j]"), classes=dict.fromkeys("ijk", SymmetryClass.LINEAR))
+    )
 
 
 @CONTRACTIONS("linalg_inv", "inverse", "linalg_pinv")
