@@ -102,7 +102,8 @@ def _timm() -> Iterator[Entry]:
         "coat_tiny": (64, dict(img_size=64, serial_depths=(1, 1, 1, 1), parallel_depth=1)),
         "xcit_nano_12_p16_224": (64, {}), "sequencer2d_s": (64, {}), "focalnet_tiny_srf": (64, {}),
         "starnet_s1": (64, {}), "repghostnet_050": (64, {}), "lambda_resnet26t": (128, {}),
-        "visformer_tiny": (224, {}), "test_maxvit": (0, {}), "test_nfnet": (0, {}),
+        "cait_xxs24_224": (64, dict(img_size=64, depth=2, embed_dim=48, num_heads=4)), "crossvit_9_240": (240, {}),
+        "botnet26t_256": (256, {}), "visformer_tiny": (224, {}), "test_maxvit": (0, {}), "test_nfnet": (0, {}),
     }  # fmt: skip
     quick = {"convnext_atto", "swin_tiny_patch4_window7_224"}
     for name, (size, options) in models.items():
@@ -136,6 +137,11 @@ SPEECH = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, interm
               conv_kernel=(10, 3), conv_stride=(5, 2), num_feat_extract_layers=2, num_conv_pos_embeddings=16,
               num_conv_pos_embedding_groups=4, vocab_size=32)  # fmt: skip
 WHISPER = dict(BART, num_mel_bins=16, max_source_positions=32, max_target_positions=32, bos_token_id=1, eos_token_id=2)
+
+SEEN = dict(depth=2, embed_dim=32, hidden_size=32, num_heads=4, mlp_ratio=2, patch_size=4, spatial_merge_size=2,
+            temporal_patch_size=1)  # fmt: skip
+PYRAMID = dict(model_type="rt_detr_resnet", embedding_size=16, hidden_sizes=[16, 24, 32, 40], depths=[1, 1, 1, 1],
+               layer_type="basic", out_features=["stage2", "stage3", "stage4"])  # fmt: skip
 
 # name: (auto class, config, kind of input, free axes counted by hand, least share)
 TRANSFORMERS: dict[str, tuple[str, dict[str, Any], str, int | None, float]] = {
@@ -182,6 +188,37 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any], str, int | None, float]] = {
     "wav2vec2": ("CTC", SPEECH, "sound", None, 0.95),
     "hubert": ("CTC", SPEECH, "sound", None, 0.95),
     "whisper": ("SpeechSeq2Seq", WHISPER, "features", 14, 0.99),
+    # overlapping windows cut out of memory by strides
+    "longformer": ("MaskedLM", dict(TEXT, attention_window=[4, 4], pad_token_id=1), "ids", None, 0.95),
+    # attention layers that share their weights, between state-space layers
+    "zamba2": ("CausalLM", dict(TEXT, num_hidden_layers=4, layers_block_type=["mamba", "hybrid"] * 2, mamba_d_state=4,
+                                mamba_headdim=8, mamba_ngroups=1, n_mamba_heads=8, num_mem_blocks=1, chunk_size=4,
+                                adapter_rank=4), "ids", None, 0.99),
+    # attention at learned places
+    "rt_detr": ("ObjectDetection", dict(
+        backbone_config=PYRAMID, encoder_hidden_dim=32, encoder_in_channels=[24, 32, 40], encoder_ffn_dim=48,
+        encoder_attention_heads=4, d_model=32, num_queries=6, decoder_in_channels=[32, 32, 32], decoder_ffn_dim=48,
+        decoder_layers=2, decoder_attention_heads=4, num_labels=4, num_denoising=0), "photo", None, 0.98),
+    "sam": ("MaskGeneration", dict(
+        vision_config=dict(PICTURE, mlp_dim=48, window_size=2, output_channels=16, global_attn_indexes=[1],
+                           num_pos_feats=8),
+        prompt_encoder_config=dict(hidden_size=16, image_size=32, patch_size=8, mask_input_channels=4,
+                                   num_point_embeddings=4),
+        mask_decoder_config=dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, mlp_dim=24,
+                                 iou_head_hidden_dim=16, num_multimask_outputs=3, iou_head_depth=2)),
+        "points", None, 0.99),
+    # attention by autocorrelation: Fourier transforms, the best lags, a decomposition into trend and season
+    "autoformer": ("", dict(
+        prediction_length=4, context_length=8, lags_sequence=[1, 2], num_time_features=2, d_model=32, encoder_layers=2,
+        decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48,
+        moving_average=3, label_length=4, autocorrelation_factor=2), "series", None, 0.95),
+    "layoutlmv3": ("SequenceClassification", dict(
+        TEXT, coordinate_size=6, shape_size=4, input_size=32, patch_size=8, rel_pos_bins=8, max_rel_pos=16,
+        rel_2d_pos_bins=8, max_rel_2d_pos=32, max_2d_position_embeddings=64, pad_token_id=1), "document", None, 0.99),
+    "qwen2_vl": ("ImageTextToText", dict(
+        text_config=dict(GROUPED, rope_parameters=dict(rope_type="default", mrope_section=[1, 1, 2], rope_theta=1e4)),
+        vision_config=SEEN, image_token_id=7, video_token_id=8, vision_start_token_id=10, vision_end_token_id=11),
+        "scene", None, 0.99),
 }  # fmt: skip
 QUICK = {"bert", "gpt2", "llama", "mixtral", "mamba", "t5", "vit", "wav2vec2"}
 
@@ -196,7 +233,11 @@ def _auto(name: str, auto: str, config: Mapping[str, Any], kind: str) -> Callabl
     def build() -> Built:
         transformers = library("transformers")
         settings = transformers.AutoConfig.for_model(name, **config)
-        return getattr(transformers, f"AutoModelFor{auto}").from_config(settings), (), _inputs(kind)
+        return (
+            getattr(transformers, f"AutoModelFor{auto}" if auto else "AutoModel").from_config(settings),
+            (),
+            _inputs(kind),
+        )
 
     return build
 
@@ -212,6 +253,20 @@ def _inputs(kind: str) -> dict[str, Tensor]:
             return {"input_features": torch.randn(1, 16, 64), "decoder_input_ids": ids[:1, :5]}
         case "pair":
             return {"input_ids": ids, "decoder_input_ids": ids[:, :5]}
+        case "photo":
+            return {"pixel_values": image(64, 1)}
+        case "points":
+            return {"pixel_values": image(32, 1), "input_points": torch.rand(1, 1, 2, 2) * 32}
+        case "series":
+            past = {"past_values": torch.randn(2, 10), "past_time_features": torch.randn(2, 10, 2)}
+            future = {"future_values": torch.randn(2, 4), "future_time_features": torch.randn(2, 4, 2)}
+            return {**past, **future, "past_observed_mask": torch.ones(2, 10)}
+        case "document":
+            return {"input_ids": ids, "bbox": torch.tensor([1, 2, 30, 40]).expand(2, 7, 4), "pixel_values": image(32)}
+        case "scene":
+            said = torch.tensor([[20, 10, 7, 7, 7, 7, 11, 30, 31, 32]])
+            shown = {"pixel_values": torch.randn(16, 48), "image_grid_thw": torch.tensor([[1, 4, 4]])}
+            return {"input_ids": said, "mm_token_type_ids": (said == 7).int(), **shown}
     return {"input_ids": ids}
 
 
