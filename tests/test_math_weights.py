@@ -330,3 +330,21 @@ def test_weights_that_hooks_compute_before_each_call(how: str) -> None:
         nn.utils.spectral_norm(layers[1])
     model = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
     check(model, torch.randn(4, 5), expect={(7, ()): 1} if how == "masked" else {(7, ()): 1, (6, ()): 1})
+
+
+@pytest.mark.parametrize("how", ["in place", "assigned"])
+def test_a_weight_whose_data_are_masked_in_each_call(how: str) -> None:
+    """Kernels that see only what came before a pixel are often written so."""
+
+    class Masked(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            mask = torch.ones(3, 3).index_put((torch.tensor([1, 2]), torch.tensor([2, 0])), torch.zeros(2))
+            if how == "in place":
+                self.weight.data *= mask
+            else:
+                self.weight.data = self.weight.data * mask
+            return super().forward(x)
+
+    model = nn.Sequential(Masked(3, 7, 3), nn.ReLU(), Masked(7, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 1))
+    graph = check(model, torch.randn(2, 3, 6, 6), expect={(7, ()): 1, (6, ()): 1}, notes=True)
+    assert any("aten.mul" in str(node.target) for node in graph.captured.graph.nodes)

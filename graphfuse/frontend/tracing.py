@@ -69,7 +69,7 @@ class Reads(TorchFunctionMode):
     """Notes the user's lines, below the function ``entry``, at which a tensor's value leaves for Python or numpy.
 
     ``tensors`` are those of several elements: what is computed of them outside has no node in the graph. (A single
-    number has no axis.)
+    number has no axis.) What is written to a tensor's ``data`` is written to the tensor, where a trace can see it.
     """
 
     names = ("numpy", "tolist", "item", "__array__", "__bool__", "__float__", "__int__", "__index__")
@@ -81,6 +81,11 @@ class Reads(TorchFunctionMode):
         self.tensors: list[torch.Tensor] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__self__", None) is torch.Tensor.data:
+            x, *written = args
+            if not written:
+                return x.detach()
+            return None if written[0].untyped_storage()._cdata == x.untyped_storage()._cdata else x.copy_(written[0])
         if getattr(func, "__name__", "") in self.names:
             frames = traceback.extract_stack()
             start = max((i for i, frame in enumerate(frames) if frame.name == self.entry), default=0)
