@@ -1,4 +1,4 @@
-"""Control flow that torch keeps in sub-graphs: map, scan, cond; and a while loop, of which nothing is claimed."""
+"""Code that torch keeps in sub-graphs: map, scan, cond, flexible attention; and a while loop, of which nothing is claimed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from mathematics import Net, check, weight
 from torch import Tensor, nn
 from torch._higher_order_ops.map import map as each
 from torch._higher_order_ops.scan import scan
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 import graphfuse
 from graphfuse.capture import state_of
@@ -99,3 +100,24 @@ def test_sequences_of_several_lengths_that_are_packed_keep_their_units(kind: str
     assert not any(
         node.target._schema.is_mutable for node in graph.captured.graph.nodes if hasattr(node.target, "_schema")
     )
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@torch.no_grad()
+def test_attention_with_scores_of_ones_own_has_heads_that_share_them(grouped: bool) -> None:
+    """A slope for each head on the distance, causal: heads move with their slopes, with two for each key as blocks."""
+
+    def forward(s: Net, x: Tensor) -> Tensor:
+        h = s.inp(x)
+        q, k, v = (layer(h).unflatten(-1, (-1, 3)).transpose(1, 2) for layer in (s.q, s.k, s.v))
+        causal = create_block_mask(lambda b, h, i, j: i >= j, None, None, 6, 6, device="cpu")
+        y = flex_attention(q, k, v, lambda score, b, h, i, j: score + s.slopes[h] * (j - i), causal, enable_gqa=grouped)
+        return s.out(y.transpose(1, 2).flatten(2))
+
+    keys = 6 if grouped else 12
+    model = Net(forward, inp=nn.Linear(5, 9), q=nn.Linear(9, 12), k=nn.Linear(9, keys), v=nn.Linear(9, keys),
+                out=nn.Linear(12, 2), slopes=weight(4))  # fmt: skip
+    heads = {(2, ()): 1, (2, (2,)): 1, (3, (2,)): 2} if grouped else {(4, ()): 1, (3, (4,)): 2}
+    x = torch.randn(2, 6, 5)
+    graph = check(model, x, expect={(9, ()): 1, **heads})
+    torch.testing.assert_close(graph.captured.run(state_of(model), (x,)), model(x))

@@ -1,4 +1,5 @@
-"""Control flow that torch keeps in sub-graphs, written out: loops of known length step by step, both sides of a branch.
+"""Code that torch keeps in sub-graphs, written out: loops of known length step by step, both sides of a branch, scores
+of attention for all pairs at once.
 
 What is left in a sub-graph (a loop whose length depends on data) stays one opaque node.
 """
@@ -16,7 +17,7 @@ Values = list[Any]
 
 
 def inline(graph_module: fx.GraphModule) -> None:
-    """Replace ``map``, ``scan`` and ``cond`` by what they compute, innermost first, in place."""
+    """Replace ``map``, ``scan``, ``cond`` and ``flex_attention`` by what they compute, innermost first, in place."""
     graph = graph_module.graph
     for node in list(graph.nodes):
         expand = EXPANSIONS.get(str(node.target)) if node.op == "call_function" else None
@@ -50,11 +51,22 @@ class Writer:
         known = dict(zip(inner.find_nodes(op="placeholder"), operands, strict=True))
         return list(self.node.graph.graph_copy(inner, known))  # pyright: ignore[reportArgumentType]
 
-    def op(self, target: Any, *args: Any) -> fx.Node:
+    def broadcast(self, function: fx.Node, operands: Sequence[Any]) -> fx.Node:
+        """The result of a sub-graph that is written for single numbers, given tensors that broadcast."""
+        inner: fx.Graph = getattr(self.graph_module, str(function.target)).graph
+        known: dict[fx.Node, Any] = dict(zip(inner.find_nodes(op="placeholder"), operands, strict=True))
+        for node in (node for node in inner.nodes if node.op == "call_function"):
+            args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
+            known[node] = self.op(node.target, *args, **kwargs)
+        (result,) = next(iter(inner.find_nodes(op="output"))).args
+        return known[result[0] if isinstance(result, list | tuple) else result]  # pyright: ignore[reportArgumentType]
+
+    def op(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """One op, with the meta data that export would give it."""
-        written = self.node.graph.call_function(target, args)
+        written = self.node.graph.call_function(target, args, kwargs)
         where = {key: self.node.meta[key] for key in ("stack_trace", "nn_module_stack") if key in self.node.meta}
-        written.meta = {**where, "val": target(*fx.map_arg(args, lambda operand: operand.meta["val"]))}
+        values, named = fx.map_arg((args, kwargs), lambda operand: operand.meta["val"])
+        written.meta = {**where, "val": target(*values, **named)}
         return written
 
     def constant(self, value: Tensor) -> fx.Node:
@@ -65,6 +77,15 @@ class Writer:
         mode = next(node.meta["val"].fake_mode for node in self.node.all_input_nodes)
         held.meta = {"val": mode.from_tensor(value)}
         return held
+
+    def laid_out(self, value: fx.Node) -> fx.Node:
+        """A tensor with its dims in memory in the order in which the replaced node's first result has them."""
+        strides = self.node.meta["val"][0].stride()
+        order = sorted(range(len(strides)), key=lambda d: -strides[d])
+        value = self.op(
+            aten.clone.default, self.op(aten.permute.default, value, order), memory_format=torch.contiguous_format
+        )
+        return self.op(aten.permute.default, value, [order.index(d) for d in range(len(order))])
 
     def rows(self, values: Sequence[fx.Node], i: int) -> Values:
         """The i-th slice of each."""
@@ -96,4 +117,24 @@ def _cond(write: Writer, choice: Any, yes: fx.Node, no: fx.Node, operands: Seque
     return [write.op(aten.where.self, choice, a, b) for a, b in sides]
 
 
-EXPANSIONS: Mapping[str, Callable[..., Values]] = {"map_impl": _map, "scan": _scan, "cond": _cond}
+def _flex(
+    write: Writer, query: fx.Node, key: fx.Node, value: fx.Node, score: fx.Node, mask: Sequence[Any], scale: float,
+    options: Any, score_buffers: Sequence[Any] = (), mask_buffers: Sequence[Any] = (),
+) -> Values:  # fmt: skip
+    if any(user.args[1] for user in write.node.users):
+        raise ValueError("its other results, sums and largest values of the scores, are read")
+    (batch, heads, queries, _), (_, groups, keys, _) = query.meta["val"].shape, key.meta["val"].shape
+    if heads != groups:
+        key, value = (write.op(aten.repeat_interleave.self_int, x, heads // groups, 1) for x in (key, value))
+    scores = write.op(aten.matmul.default, query, write.op(aten.transpose.int, key, -2, -1))
+    shapes = ((batch, 1, 1, 1), (heads, 1, 1), (queries, 1), (keys,))
+    places = [write.constant(torch.arange(shape[0]).view(shape)) for shape in shapes]
+    scores = write.broadcast(score, [write.op(aten.mul.Tensor, scores, scale), *places, *score_buffers])
+    seen = write.broadcast(mask[-1], [*places, *mask_buffers])
+    scores = write.op(aten.where.ScalarOther, seen, scores, -torch.inf)
+    return [write.laid_out(write.op(aten.matmul.default, write.op(aten.softmax.int, scores, -1), value))]
+
+
+EXPANSIONS: Mapping[str, Callable[..., Values]] = {
+    "map_impl": _map, "scan": _scan, "cond": _cond, "flex_attention": _flex,
+}  # fmt: skip
