@@ -1,4 +1,4 @@
-"""Code that torch keeps in sub-graphs: map, scan, cond, flexible attention; and a while loop, of which nothing is claimed."""
+"""Code that torch keeps in sub-graphs: map, scan, cond, attention; and a while loop, of which nothing is claimed."""
 
 from __future__ import annotations
 

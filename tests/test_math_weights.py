@@ -337,13 +337,13 @@ def test_a_weight_whose_data_are_masked_in_each_call(how: str) -> None:
     """Kernels that see only what came before a pixel are often written so."""
 
     class Masked(nn.Conv2d):
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, input: Tensor) -> Tensor:
             mask = torch.ones(3, 3).index_put((torch.tensor([1, 2]), torch.tensor([2, 0])), torch.zeros(2))
             if how == "in place":
                 self.weight.data *= mask
             else:
                 self.weight.data = self.weight.data * mask
-            return super().forward(x)
+            return super().forward(input)
 
     model = nn.Sequential(Masked(3, 7, 3), nn.ReLU(), Masked(7, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 1))
     graph = check(model, torch.randn(2, 3, 6, 6), expect={(7, ()): 1, (6, ()): 1}, notes=True)

@@ -82,10 +82,9 @@ class Writer:
         """A tensor with its dims in memory in the order in which the replaced node's first result has them."""
         strides = self.node.meta["val"][0].stride()
         order = sorted(range(len(strides)), key=lambda d: -strides[d])
-        value = self.op(
-            aten.clone.default, self.op(aten.permute.default, value, order), memory_format=torch.contiguous_format
-        )
-        return self.op(aten.permute.default, value, [order.index(d) for d in range(len(order))])
+        turned = self.op(aten.permute.default, value, order)
+        dense = self.op(aten.clone.default, turned, memory_format=torch.contiguous_format)
+        return self.op(aten.permute.default, dense, [order.index(d) for d in range(len(order))])
 
     def rows(self, values: Sequence[fx.Node], i: int) -> Values:
         """The i-th slice of each."""
