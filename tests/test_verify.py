@@ -132,3 +132,21 @@ def test_a_model_that_does_not_run_with_random_weights_is_checked_near_its_own()
     assert "too long" in result.notes[0]
     wrong, axis = with_false_claim(graph, "b.weight", 0)
     assert [blamed.id for blamed in graphfuse.verify(wrong).blamed] == [axis]
+
+
+@pytest.mark.parametrize("value", [-torch.inf, -1e38])
+def test_what_masks_write_into_the_outputs_hides_no_false_claim(value: float) -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 6), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.relu(self.a(x))).masked_fill(torch.tensor([False, False, False, True]), value)
+
+    graph = graphfuse.trace(Masked(), (torch.randn(4, 3),))
+    result = graphfuse.verify(graph)
+    assert result.ok
+    assert result.sensitivity == 1
+    wrong, axis = with_false_claim(graph, "a.weight", 1)
+    assert [blamed.id for blamed in graphfuse.verify(wrong).blamed] == [axis]
