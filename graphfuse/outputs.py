@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from graphfuse.config.base import nearest
@@ -34,6 +36,16 @@ def _keys(context: Any, count: int) -> list[str]:
     names = getattr(context, "_fields", context)
     keyed = isinstance(names, list | tuple) and len(names) == count and all(isinstance(name, str) for name in names)
     return list(names) if keyed else [str(i) for i in range(count)]
+
+
+def tensors_in(leaf: Any) -> list[Tensor]:
+    """The tensors of a leaf: itself, or those in the fields of a dataclass, which torch's pytrees do not look into."""
+    if isinstance(leaf, Tensor):
+        return [leaf]
+    if not dataclasses.is_dataclass(leaf) or isinstance(leaf, type):
+        return []
+    values = [getattr(leaf, field.name, None) for field in dataclasses.fields(leaf)]
+    return [tensor for value in pytree.tree_leaves(values) for tensor in tensors_in(value)]
 
 
 def is_wanted(name: str, wanted: Collection[str]) -> bool:

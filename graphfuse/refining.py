@@ -109,5 +109,6 @@ class Refinement(NormalForm):
             low, high = max(start - offset, 0), min(stop - offset, size)
             offset += size
             if low < high:
-                parts.append(self.slice(part, low, high) or (self._unit(part),))
+                kept = self.slice(part, low, high)  # () where one position is cut out of a product
+                parts.append(kept or (self._unit(part) if size == 1 else self.leaf(1),))
         return self.norm((Sum(tuple(parts)),)) or (self._unit(parts[0]),)

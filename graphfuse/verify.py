@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from graphfuse.capture import duplicate, state_of
 from graphfuse.errors import VerifyError
 from graphfuse.groups import Elements, is_sampled, sample_elements, transformed
-from graphfuse.outputs import is_wanted, output_names
+from graphfuse.outputs import is_wanted, output_names, tensors_in
 from graphfuse.permutations import Permutations, permuted, sample
 from graphfuse.symmetry import Axis, SymmetryGraph
 
@@ -195,7 +195,8 @@ class _Check:
         kept = [
             t for t, name in zip(leaves, output_names(spec), strict=True) if is_wanted(name, self.graph.captured.wanted)
         ]
-        return [t.detach().double() for t in kept if isinstance(t, Tensor) and not t.is_complex()]
+        tensors = [t.detach() for leaf in kept for t in tensors_in(leaf)]
+        return [torch.view_as_real(t.cdouble()) if t.is_complex() else t.double() for t in tensors]
 
     def change(self, state: Mapping[str, Tensor], seed: int = 0) -> float:
         """Largest change of an output under another state, relative to the largest output; inf where shapes differ."""

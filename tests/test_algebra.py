@@ -57,6 +57,14 @@ def test_selecting_from_a_product_gives_each_block_its_own_axes(algebra: Algebra
     assert len(total.parts) == 3
 
 
+def test_one_position_cut_out_of_a_block_of_rows_has_size_one(algebra: Algebra) -> None:
+    (wide,) = algebra.fresh((24,))
+    algebra.regroup((wide,), (12, 2))
+    algebra.slice(wide, 12, 14)
+    assert [dim_size(algebra.slice(wide, at, at + 1)) for at in (1, 16, 13)] == [1, 1, 1]
+    assert algebra.is_fixed(algebra.slice(wide, 0, 12))
+
+
 def test_a_slice_cuts_an_axis_into_blocks(algebra: Algebra) -> None:
     (wide,) = algebra.fresh((10,))
     (head,) = algebra.narrow((wide,), 0, 0, 4)

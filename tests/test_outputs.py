@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,3 +87,30 @@ def test_fusing_moves_what_only_unused_outputs_show(as_file: bool, tmp_path: Pat
     x = torch.randn(64, 5)
     fused = graphfuse.fuse([a, b], data=[x], config=config).model
     torch.testing.assert_close(fused(x)["scores"], a(x)["scores"], rtol=1e-4, atol=1e-5)
+
+
+@dataclass
+class Answer:
+    """A result of one's own kind."""
+
+    scores: Tensor
+    states: list[Tensor] | None = None
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_tensors_in_a_dataclass_stay_as_they_are(nested: bool) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 6), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Answer:
+            h = torch.relu(self.a(x))
+            return Answer(self.b(h), [h] if nested else None)
+
+    graph = graphfuse.trace(Model(), (torch.randn(2, 3),))
+    assert [axis.size for axis in graph.axes] == ([] if nested else [6])
+    assert any("Answer" in note.message for note in graph.notes)
+    result = graphfuse.verify(graph)
+    assert result.ok
+    assert result.sensitivity == 1

@@ -30,6 +30,7 @@ from graphfuse.frontend.lowering import (
     user_outputs,
 )
 from graphfuse.frontend.tracing import Reads, headline, module_names, quiet, restoring, source_of
+from graphfuse.outputs import tensors_in
 
 FLAT = pytree.tree_structure([])
 
@@ -56,7 +57,8 @@ def by_make_fx(
             out = torch.func.functional_call(model, dict(zip(state, values, strict=False)), a, k)
         leaves, out_spec = pytree.tree_flatten(out)
         results[:], spec[:] = leaves, [out_spec]
-        return [leaf for leaf in (*leaves, *reads.tensors) if isinstance(leaf, Tensor)]
+        inside = [x for leaf in leaves if not isinstance(leaf, Tensor) for x in tensors_in(leaf)]
+        return [leaf for leaf in (*leaves, *reads.tensors, *inside) if isinstance(leaf, Tensor)]
 
     values = [v.detach() if name in parameters else v.detach().clone() for name, v in state.items()]
     values += [flat[i].detach().clone() for i in where]  # tracing on real values runs in-place writes for real
@@ -75,7 +77,8 @@ def by_make_fx(
     for i, leaf in enumerate(results):
         if not isinstance(leaf, Tensor | bool | int | float | str | None):
             outputs[i] = None
-            notes.append(f"an output of type {type(leaf).__name__} is left out: it is neither a tensor nor a pytree")
+            kept = "; the tensors in it stay as they are" if tensors_in(leaf) else ""
+            notes.append(f"an output of type {type(leaf).__name__} is left out: it is no tensor and no pytree{kept}")
     return replace(functional, outputs=tuple(outputs), reads=tuple(tensors), out_spec=spec[0], notes=tuple(notes))
 
 
