@@ -196,7 +196,7 @@ class _Check:
             t for t, name in zip(leaves, output_names(spec), strict=True) if is_wanted(name, self.graph.captured.wanted)
         ]
         tensors = [t.detach() for leaf in kept for t in tensors_in(leaf)]
-        return [torch.view_as_real(t.cdouble()) if t.is_complex() else t.double() for t in tensors]
+        return [torch.view_as_real(t.to(torch.complex128)) if t.is_complex() else t.double() for t in tensors]
 
     def change(self, state: Mapping[str, Tensor], seed: int = 0) -> float:
         """Largest change of an output under another state, relative to the largest output; inf where shapes differ."""
