@@ -26,7 +26,7 @@ class CalibrateConfig(Settings):
     )
     batch_norm: bool = Field(True, description="Re-estimate the statistics of batch norms, whatever the method.")
     ridge: Pull | Annotated[tuple[Pull, ...], Field(min_length=1)] = Field(
-        (1e-2, 1.0, 1e-1, 1e-3, 1e-4),
+        (1e-2, 1e-3, 1e-4, 1e-5),
         description="Methods regmean and least_squares: pull towards the averaged weight, relative to the Gram "
         "matrix's mean diagonal. Of several each layer takes the one that is best on the rows that it holds out, and "
         "the first where there are none.",
