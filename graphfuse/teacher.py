@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from graphfuse.errors import DataError
+from graphfuse.frontend import evaluating
 from graphfuse.lockstep import Batch, rows_of
 
 
@@ -21,10 +22,11 @@ def outputs_of(value: Any) -> list[Tensor]:
 
 
 def run_model(model: nn.Module, state: Mapping[str, Tensor] | None, batch: Batch) -> Any:
-    """What a model returns on a batch, with another state if one is given (tied names share one tensor)."""
-    if state is None:
-        return model(*batch.args, **batch.kwargs)
-    return torch.func.functional_call(model, dict(state), batch.args, dict(batch.kwargs), tie_weights=True)
+    """What a model returns in eval mode, with another state if one is given (tied names share one tensor)."""
+    with evaluating(model):
+        if state is None:
+            return model(*batch.args, **batch.kwargs)
+        return torch.func.functional_call(model, dict(state), batch.args, dict(batch.kwargs), tie_weights=True)
 
 
 @dataclass(frozen=True, eq=False)

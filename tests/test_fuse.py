@@ -94,12 +94,13 @@ def test_a_model_and_its_widened_self_fuse_to_the_same_function_in_either_width(
 # ------------------------------------------------------------------ what is kept
 
 
-def test_the_parents_are_left_as_they_are() -> None:
+@pytest.mark.parametrize("config", [{}, {"refine": {"what": "both", "steps": 1}}, {"method": "auto", "budget": 0.01}])
+def test_the_parents_are_left_as_they_are(config: dict[str, Any]) -> None:
     models: list[nn.Module] = [scaled(ResNet((6, 7)), 1).train(), scaled(ResNet((6, 7)), 2)]
     models[0].get_submodule("norm").eval()
     flags = [[module.training for module in model.modules()] for model in models]
     before = snapshot(models)
-    result = fuse(models, data=[images(8), images(8)])
+    result = fuse(models, data=[images(8), images(8)], config=config)
     assert_same(snapshot(models), before, 0)
     assert flags == [[module.training for module in model.modules()] for model in models]
     assert not any(module.training for module in result.model.modules())
