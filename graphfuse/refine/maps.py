@@ -62,9 +62,12 @@ def refine_maps(
     if not tensors:
         return alignment, Descent(0.0, 0.0, 0, 0, 0.0)
     generator = torch.Generator().manual_seed(prepared.config.seed)
+    buffers = {name for name, _ in model.named_buffers()}
 
     def state() -> Mapping[str, Tensor]:
-        return average(prepared, replace(alignment, models=_moved(alignment.models, latents, final=False)), shares)
+        moved = average(prepared, replace(alignment, models=_moved(alignment.models, latents, final=False)), shares)
+        # batch norms have no derivative by their statistics
+        return {name: tensor.detach() if name in buffers else tensor for name, tensor in moved.items()}
 
     def loss(step: int) -> Tensor:
         i, rows, batch = teacher.draw(config.batch, generator)
