@@ -18,7 +18,7 @@ from graphfuse.alignment import Prepared, match, prepare
 from graphfuse.calibrate import Calibration, calibrate
 from graphfuse.calibrate.fit import Evidence, fit
 from graphfuse.calibrate.plan import plan_of
-from graphfuse.calibrate.regression import Linear, regression_of
+from graphfuse.calibrate.regression import Linear, Regression, regression_of
 from graphfuse.calibrate.sensitivity import row_weights, sensitivities
 from graphfuse.calibrate.solve import Moments, Rows
 from graphfuse.capture import state_of
@@ -60,8 +60,8 @@ OPS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("name", OPS)
-def test_a_change_of_the_weight_changes_the_output_as_its_regression_says(name: str) -> None:
+def contraction(name: str) -> tuple[nn.Module, Tensor, str, Regression]:
+    """One of the ops: its model, inputs, the name of its weight, and the regression that it is."""
     build, shape = OPS[name]
     model, x = build().double(), torch.randn(shape, dtype=torch.float64)
     captured = trace(model, (x,)).captured
@@ -70,6 +70,12 @@ def test_a_change_of_the_weight_changes_the_output_as_its_regression_says(name: 
     weight = "w" if kind == "matmul" else "weight"
     regression = regression_of(node, Contraction(node.name, weight, None, node.all_input_nodes[0].name, kind))
     assert regression is not None
+    return model, x, weight, regression
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_a_change_of_the_weight_changes_the_output_as_its_regression_says(name: str) -> None:
+    model, x, weight, regression = contraction(name)
     with torch.no_grad():
         before = model(x)
         ((rows, there),) = regression.pieces(x, before)

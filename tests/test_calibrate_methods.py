@@ -9,7 +9,7 @@ import pytest
 import torch
 from models import MLP, ResNet, images
 from test_align import planted, scaled
-from test_calibrate import OPS, calibrated, outputs, prepared_
+from test_calibrate import OPS, calibrated, contraction, outputs, prepared_
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -18,11 +18,9 @@ from graphfuse.alignment import match
 from graphfuse.calibrate import calibrate
 from graphfuse.calibrate.guard import held_back
 from graphfuse.calibrate.published import rescaled
-from graphfuse.calibrate.regression import regression_of
 from graphfuse.capture import state_of
 from graphfuse.errors import ConfigError
 from graphfuse.fuse import average
-from graphfuse.symmetry import Contraction, trace
 
 METHODS = ("batch_norm", "repair", "regmean", "least_squares")
 
@@ -33,14 +31,8 @@ def pair(widths: tuple[int, ...] = (5, 40, 40, 3)) -> list[nn.Module]:
 
 @pytest.mark.parametrize("name", OPS)
 def test_a_rescaled_contraction_has_the_parents_interpolated_statistics(name: str) -> None:
-    build, shape = OPS[name]
-    model, x = build().double(), torch.randn(shape, dtype=torch.float64)
-    captured = trace(model, (x,)).captured
-    (node,) = [n for n in captured.graph.nodes if n.op == "call_function" and n.all_input_nodes]
-    kind = "convolution" if "conv" in name else "matmul" if "m" in name[0] or name == "addmm" else "linear"
-    weight, bias = ("w", "b") if kind == "matmul" else ("weight", "bias")
-    regression = regression_of(node, Contraction(node.name, weight, None, node.all_input_nodes[0].name, kind))
-    assert regression is not None
+    model, x, weight, regression = contraction(name)
+    bias = "b" if weight == "w" else "bias"
     state = dict(state_of(model))
     offset = state.get(bias) if name != "matmul" else None
     with torch.no_grad():
