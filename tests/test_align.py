@@ -364,19 +364,17 @@ def test_bad_input_is_refused(
 
 
 @torch.no_grad()
-def test_the_method_both_goes_on_from_activations_and_keeps_the_better_of_two_starts() -> None:
-    torch.manual_seed(4)
+@pytest.mark.parametrize("seed", range(6))
+def test_the_method_both_is_as_near_to_the_mean_outputs_as_any_of_its_three_ways(seed: int) -> None:
+    torch.manual_seed(seed)
     models: list[nn.Module] = [MLP(), MLP()]
-    x = torch.randn(200, 5)
-    wanted = sum(model(x) for model in models) / 2
-    found = {}
-    for method in ("activations", "weights", "both"):
+    x = torch.randn(100, 5)
+    wanted = (models[0](x) + models[1](x)) / 2
+
+    def apart(method: str) -> float:
         prepared = prepare(models, data=[x], config={"method": method})
-        alignment = match(prepared)
-        state = average(prepared, alignment, (0.5, 0.5))
-        output = torch.func.functional_call(models[0], state, (x,))
-        apart = sum(float((state_of(models[0])[n] - alignment.apply(models[1].state_dict(), 1)[n]).square().sum())
-                    for n in state)  # fmt: skip
-        found[method] = float((output - wanted).square().mean()), apart
-    assert found["both"][0] <= found["weights"][0] + 1e-9  # the start that weights alone have is one of the two
-    assert found["both"][1] < found["activations"][1]  # sweeps by weights bring weights together
+        state = average(prepared, match(prepared), (0.5, 0.5))
+        return float((torch.func.functional_call(models[0], state, (x,)) - wanted).square().mean())
+
+    found = apart("both")
+    assert found <= min(apart("weights"), apart("activations")) + 1e-9
