@@ -102,6 +102,16 @@ def test_sequences_of_several_lengths_that_are_packed_keep_their_units(kind: str
     )
 
 
+def test_packing_fixes_the_order_of_sequences_and_steps() -> None:
+    def forward(s: Net, x: Tensor) -> Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(s.table, torch.tensor([4, 3, 1]))
+        _, last = s.rnn(packed)
+        return s.out(last[-1].sum(0)) + x
+
+    model = Net(forward, table=weight(4, 3, 6), rnn=nn.GRU(6, 7), out=nn.Linear(7, 2))
+    check(model, torch.randn(5, 2), expect={(6, ()): 1, (7, ()): 1}, notes=True)
+
+
 @pytest.mark.parametrize("grouped", [False, True])
 @torch.no_grad()
 def test_attention_with_scores_of_ones_own_has_heads_that_share_them(grouped: bool) -> None:

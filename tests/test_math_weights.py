@@ -289,13 +289,14 @@ def test_a_kernel_between_learned_points_moves_with_them(how: str) -> None:
     check(model, torch.randn(4, 5), expect={(3, ()): 1, (7, ()): 1})
 
 
-@pytest.mark.parametrize("how", ["matrix", "flat", "buffer", "noisy"])
+@pytest.mark.parametrize("how", ["matrix", "flat", "buffer", "noisy", "diagonal"])
 def test_an_identity_ties_rows_to_columns_and_fixes_neither(how: str) -> None:
     """A transformation of features that is learned beside the identity, as point clouds are aligned with."""
 
     def forward(s: Net, x: Tensor) -> Tensor:
         x = torch.relu(s.a(x))
-        identity = torch.eye(7) if how != "buffer" else s.b.eye
+        identity = torch.diag(torch.arange(1.0, 8.0)) if how == "diagonal" else torch.eye(7)
+        identity = s.b.eye if how == "buffer" else identity
         moves = s.b(x.mean(1))
         if how == "flat":
             moves = (moves + identity.flatten()).view(-1, 7, 7)
@@ -305,7 +306,7 @@ def test_an_identity_ties_rows_to_columns_and_fixes_neither(how: str) -> None:
 
     model = Net(forward, a=nn.Linear(5, 7), b=nn.Linear(7, 49), out=nn.Linear(7, 2))
     model.b.register_buffer("eye", torch.eye(7))
-    check(model, torch.randn(2, 4, 5), expect={} if how == "noisy" else {(7, ()): 1})
+    check(model, torch.randn(2, 4, 5), expect={} if how in ("noisy", "diagonal") else {(7, ()): 1})
 
 
 def test_a_sparse_matrix_of_constants_fixes_what_it_mixes_only() -> None:
