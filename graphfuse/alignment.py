@@ -231,7 +231,7 @@ def _problem(relation: Correspondence, wiring: Wiring, k: int) -> Problem:
 
 
 def _solved(task: _Task, k: int, notes: list[str], progress: Progress | None) -> list[Solution]:
-    """The maps of one model: one solution, or those of two starts of the sweeps by weights and of activations alone."""
+    """The maps of one model: one solution, or one for each start of the sweeps by weights."""
     prepared, problem, wiring = task.prepared, task.problems[k], task.own[k]
     config, target, method = prepared.config, prepared.correspondence.target, prepared.method
     flows = config.driver == "flow"
@@ -252,7 +252,7 @@ def _solved(task: _Task, k: int, notes: list[str], progress: Progress | None) ->
     if method != "both":
         return [found]
     again = partial(coordinate, problem, weights, config, config.metric_for("weights"), importance)
-    return [again(found.maps), again(), found]
+    return [again(found.maps), again()]
 
 
 def _shown(prepared: Prepared, wiring: Wiring, pair: Lockstep | None) -> Mapping[int, Sequence[str]] | None:
