@@ -7,7 +7,7 @@
 A model is built once for all tools, its weights, gains, biases and statistics drawn at random in float64; each tool
 gets it in a forked process of its own, permutes it at random, and the outputs must stay: relative change below 1e-6, or
 below three times what rounding its weights to float32 changes, as some models compute in float32 whatever their weights
-are (at most 1e-4); 1e-3 in float32, above 250M parameters, to save memory, and where kernels know no float64.
+are (at most 1e-4); 1e-3 in float32, above 700M parameters, to save memory, and where kernels know no float64.
 Seconds are those of one core, without imports; so is the limit. What is recorded for the same version of a tool is not
 measured again. The peers are installed with pip, each in a folder of its own (two of them are both called ``rebasin``).
 Needs ``graphfuse[zoo]`` and a system that can fork.
@@ -48,9 +48,9 @@ from graphfuse.verify import randomised
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "graphfuse" / "peers"
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 MOST = 1e-4
-LARGE = 250e6
+LARGE = 700e6
 STATUSES = ("ok", "wrong", "nothing", "n/a", "error", "timeout")
-MEMORY = 16 << 30
+MEMORY = 20 << 30
 DOCUMENT = Path(__file__).parents[1] / "docs" / "coverage.md"
 TITLES = {
     "field": "Published comparisons",
