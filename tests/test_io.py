@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from graphfuse.errors import CheckpointError, DataError, ModelSpecError, OutputError
-from graphfuse.io.batches import load_data
+from graphfuse.io.batches import Labelled, load_data, load_labelled
 from graphfuse.io.checkpoints import Checkpoint, load_into, load_state, must_be_finite, save_state, save_weights
-from graphfuse.io.models import as_call, load_model, parse_spec, save_model
+from graphfuse.io.models import LoadedModel, as_call, load_model, parse_spec, save_model
 from graphfuse.io.outputs import ensure_new, new_directory, new_file
 
 
@@ -434,8 +434,73 @@ def test_data_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "a batch of 0 inputs is none" in bad_data("f.npz", batch_size=0)
 
 
+class Wants(nn.Module):
+    """``forward(x, y)`` needs both; ``y`` is no label here."""
+
+    def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        return x + y
+
+
+def loaded(model: nn.Module) -> LoadedModel:
+    return LoadedModel(model, parse_spec("gf_nets:tiny"))
+
+
+@pytest.mark.parametrize("label", ["labels", "label", "targets", "target", "y"])
+def test_labels_in_a_file_are_told_from_inputs(tmp_path: Path, label: str) -> None:
+    path = str(tmp_path / "x.npz")
+    x, y = np.arange(20, dtype=np.float32).reshape(10, 2), np.arange(10)
+    np.savez(path, **{"x": x, label: y})
+    for model in (None, loaded(nn.Linear(2, 2))):
+        data = load_data(path, 4, model=model)
+        assert_same(list(data), [torch.arange(8.0).reshape(4, 2), torch.arange(8.0, 16.0).reshape(4, 2)])
+        assert data.notes == (f"{path}: {label!r} holds labels; it is not given to the model",)
+        found = list(load_labelled(path, 4, model=model))
+        assert_same(torch.cat([one.labels for one in found]), torch.arange(10))  # the last batch is smaller, not lost
+        assert_same([one.inputs for one in found], list(torch.arange(20.0).reshape(10, 2).split(4)))
+
+
+def test_what_forward_cannot_do_without_is_no_label(tmp_path: Path) -> None:
+    path = str(tmp_path / "x.npz")
+    np.savez(path, x=np.ones((3, 2), np.float32), y=np.zeros((3, 2), np.float32))
+    (batch,) = load_data(path, model=loaded(Wants()))
+    assert isinstance(batch, dict) and set(batch) == {"x", "y"}
+    with pytest.raises(DataError) as caught:
+        load_labelled(path, model=loaded(Wants()))
+    assert str(caught.value) == (
+        f"{path} has no labels.\n  what to do: store them as an array named labels (or label, targets, target, y), put "
+        "images into a folder for each class, or give a function that yields (inputs, labels)"
+    )
+
+
+def test_arrays_that_forward_does_not_take_are_named(tmp_path: Path) -> None:
+    path = str(tmp_path / "x.npz")
+    np.savez(path, x=np.ones((3, 2)), maks=np.ones(3))
+    with pytest.raises(DataError) as caught:
+        load_data(path, model=loaded(Wants()))
+    assert str(caught.value) == (
+        f"{path}: Wants.forward takes no argument 'maks'.\n  it takes: x, y, mask\n"
+        "  what to do: name the arrays as forward names its arguments"
+    )
+    np.savez(path, pixels=np.ones((3, 2)))  # one alone has only one place to go to
+    (batch,) = load_data(path, model=loaded(nn.Linear(2, 2)))
+    assert_same(batch, torch.ones(3, 2))
+
+
+def test_samples_are_spread_over_the_data(tmp_path: Path) -> None:
+    path = str(tmp_path / "x.npz")
+    np.savez(path, x=np.arange(10.0), y=np.arange(10))
+    assert_same(list(load_data(path, 2, samples=4)), [torch.tensor([0.0, 2.0]), torch.tensor([5.0, 7.0])])
+    (found,) = load_labelled(path, samples=4)
+    assert_same(found.labels, torch.tensor([0, 2, 5, 7]))
+    assert bad_data(path, samples=0) == "0 samples are none.\n  expected: at least 1"
+
+
 LOADERS = """
 import torch
+def pairs():
+    return [(torch.full((2, 3), float(i)), torch.tensor([i, i])) for i in range(3)]
+def dicts():
+    return [{"input": inputs, "labels": labels} for inputs, labels in pairs()]
 def generator():
     yield from [torch.ones(2), torch.zeros(2)]
 def nothing():
@@ -459,3 +524,28 @@ def test_functions_that_make_batches(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert "gf_data:tensor() returned a Tensor, not an iterable" in bad_data("gf_data:tensor")
         assert "'gf_data:value' is a int, not a function" in bad_data("gf_data:value")
         assert "gf_data has no 'generatr'; did you mean generator?" in bad_data("gf_data:generatr")
+
+
+def test_functions_that_make_labelled_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gf_data.py").write_text(LOADERS)
+    monkeypatch.chdir(tmp_path)
+    wanted = [torch.full((2, 3), float(i)) for i in range(3)]
+    with importable(tmp_path):
+        model = loaded(nn.Linear(3, 3))
+        assert_same(list(load_data("gf_data:pairs", model=model)), wanted)
+        assert load_data("gf_data:pairs", model=model).notes == (
+            "gf_data:pairs: the second of each pair holds labels; it is not given to the model",
+        )
+        assert_same(list(load_data("gf_data:dicts", model=model)), [{"input": value} for value in wanted])
+        assert [type(batch) for batch in load_data("gf_data:pairs")] == [tuple] * 3  # nobody said what forward takes
+        assert len(next(iter(load_data("gf_data:pairs", model=loaded(Wants()))))) == 2
+        for name in ("pairs", "dicts"):
+            found = list(load_labelled(f"gf_data:{name}", samples=3))
+            assert all(isinstance(one, Labelled) for one in found)
+            assert_same([one.labels for one in found], [torch.tensor([0, 0]), torch.tensor([1, 1])])
+        with pytest.raises(DataError) as caught:
+            load_labelled("gf_data:generator")
+    assert str(caught.value) == (
+        "gf_data:generator() yields a Tensor without labels.\n  expected: pairs (inputs, labels), or dicts with a key "
+        "labels (or label, targets, target, y)"
+    )

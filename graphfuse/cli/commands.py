@@ -168,8 +168,8 @@ def fuse(
     settings = settings if seed is None else settings.model_copy(update={"seed": seed})
     torch.manual_seed(settings.seed)
     place = device_of(device)
-    batches = load_data(data, batch_size) if data is not None else None
     loaded = [load_model(spec, settings.seed) for spec in models]
+    batches = load_data(data, batch_size, model=loaded[0], samples=settings.samples) if data is not None else None
     args, kwargs = moved(inputs(loaded, batches), place)
     nets = [one.model.to(place) for one in loaded]
     shape = load_model(into, settings.seed) if into is not None else None
@@ -192,6 +192,6 @@ def fuse(
     if as_json:
         print_json(report)
         return
-    print_notes(*loaded)
+    print_notes(*loaded, *([batches] if batches is not None else []))
     console.out.print(terminal.fuse_view(report, result.alignment))
     console.out.print(f"written: {', '.join(str(path) for path in sorted(folder.iterdir()))}", soft_wrap=True)

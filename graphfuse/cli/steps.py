@@ -32,12 +32,13 @@ def traced(
     torch.manual_seed(seed)
     place = device_of(device)
     loaded = load_model(spec, seed)
-    args, kwargs = moved(inputs([loaded], load_data(data, batch_size) if data is not None else None), place)
+    batches = load_data(data, batch_size, model=loaded) if data is not None else None
+    args, kwargs = moved(inputs([loaded], batches), place)
     with console.err.status("tracing"):
         return trace(loaded.model.to(place), args, kwargs, rules=rules or (), outputs=outputs or ()), loaded
 
 
-def inputs(loaded: Sequence[LoadedModel], batches: Batches | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def inputs(loaded: Sequence[LoadedModel], batches: Batches[Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Example inputs: the first batch of the data, or those that a model's makers gave."""
     if batches is not None:
         return as_call(next(iter(batches)))
@@ -82,7 +83,7 @@ def progress(silent: bool) -> Iterator[Callable[[str, int, int], None]]:
         yield advance
 
 
-def print_notes(*loaded: LoadedModel) -> None:
+def print_notes(*loaded: LoadedModel | Batches[Any]) -> None:
     for note in dict.fromkeys(note for one in loaded for note in one.notes):
         console.out.print(terminal.note_view(note))
 

@@ -1,37 +1,28 @@
-"""Data batches by name: a file of arrays, or a function that makes them."""
+"""Data batches by name: a file of arrays, or a function that makes them; with labels or without."""
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import safetensors
-import safetensors.torch
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from graphfuse.errors import DataError
+from graphfuse.io import arrays
+from graphfuse.io.examples import Batches, Examples, Labelled, in_batches, in_labelled_batches
+from graphfuse.io.forward import Batch, Signature, label_among
+from graphfuse.io.models import LoadedModel
 from graphfuse.io.specs import find, looks_like_reference
 
-POSITIONAL = ("x", "inputs", "input", "data", "arr_0")
-Batch = Tensor | tuple[Any, ...] | dict[str, Any]
+__all__ = ["Batch", "Batches", "Labelled", "load_data", "load_labelled"]
+
+FORMS = "  expected: FILE.npz, FILE.safetensors, or package.module:function"
 
 
-@dataclass(frozen=True, eq=False)
-class Batches:
-    """Batches that can be gone through again and again."""
-
-    make: Callable[[], Iterable[Batch]]
-
-    def __iter__(self) -> Iterator[Batch]:
-        return iter(self.make())
-
-
-def load_data(spec: str, batch_size: int = 64) -> Batches:
+def load_data(
+    spec: str, batch_size: int = 64, *, model: LoadedModel | None = None, samples: int | None = None
+) -> Batches[Batch]:
     """Unlabelled inputs from a ``.npz`` or ``.safetensors`` file, or from ``package.module:function``.
 
     A file holds arrays whose first dimension runs over the inputs. One array called ``x``, ``inputs``, ``input`` or
@@ -39,78 +30,83 @@ def load_data(spec: str, batch_size: int = 64) -> Batches:
     smaller batch is left out, because a graph has fixed shapes. A function returns an iterable of batches: tensors,
     tuples (positional arguments) or dicts (keyword arguments).
 
+    An array called ``labels``, ``label``, ``targets``, ``target`` or ``y`` holds labels and is left out, unless the
+    model's ``forward`` needs an argument of that name; so is the second of two things that a function yields, where
+    ``forward`` takes one. ``notes`` says so.
+
+    Parameters
+    ----------
+    spec :
+        The data's name.
+    batch_size :
+        Inputs in a batch; a function decides itself.
+    model :
+        The model that the inputs are for; without it names are not checked.
+    samples :
+        No more inputs than these, spread evenly over the data; of a function's batches, the first that reach them.
+
     Raises
     ------
     DataError
         There is no such file or function, it holds something else, or it yields nothing.
     """
-    if Path(spec).suffix in (".npz", ".safetensors"):
-        return _from_arrays(_read(Path(spec)), spec, batch_size)
+    found = _find(spec, model)
+    if isinstance(found, Examples):
+        return in_batches(found, batch_size, samples)
+    signature = _signature(model)
+    left_out = [name for item in found for name in _labels_in(item, signature)][:1]
+    notes = tuple(f"{spec}: {name} holds labels; it is not given to the model" for name in left_out)
+    return Batches(lambda: (_unlabelled(item, signature) for item in _first(found, samples)), notes)
+
+
+def load_labelled(
+    spec: str, batch_size: int = 64, *, model: LoadedModel | None = None, samples: int | None = None
+) -> Batches[Labelled]:
+    """The same data with its labels, all of it: the last batch may be smaller.
+
+    In a file, an array called ``labels``, ``label``, ``targets``, ``target`` or ``y`` holds them. A function yields
+    pairs ``(inputs, labels)``, or dicts with such a key.
+
+    Raises
+    ------
+    DataError
+        As :func:`load_data`; or the data has no labels.
+    """
+    found = _find(spec, model)
+    if isinstance(found, Examples):
+        return in_labelled_batches(found, batch_size, samples)
+    for item in found:
+        _labelled(item, spec)
+        break
+    return Batches(lambda: (_labelled(item, spec) for item in _first(found, samples)))
+
+
+def _find(spec: str, model: LoadedModel | None) -> Examples | Batches[Any]:
+    if Path(spec).suffix in arrays.SUFFIXES:
+        return arrays.read(Path(spec), _signature(model))
     if not looks_like_reference(spec):
-        raise DataError(
-            f"the data {spec!r} is neither a file of arrays nor a function.\n"
-            "  expected: FILE.npz, FILE.safetensors, or package.module:function"
-        )
+        raise DataError(f"the data {spec!r} is neither a file of arrays nor a function.\n{FORMS}")
     loader = find(spec, DataError)
     if not callable(loader):
         raise DataError(f"the data {spec!r} is a {type(loader).__name__}, not a function that returns batches")
     return _from_loader(loader, spec)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: torch.from_numpy(np.ascontiguousarray(stored[name])) for name in stored.files}
-    except OSError as error:
-        raise DataError(f"the data file {path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, TypeError, zipfile.BadZipFile, safetensors.SafetensorError) as error:
-        raise DataError(f"the data file {path} holds no plain arrays: {error}") from error
+def _signature(model: LoadedModel | None) -> Signature | None:
+    return Signature.of(model.model) if model is not None else None
 
 
-def _from_arrays(arrays: dict[str, Tensor], spec: str, batch_size: int) -> Batches:
-    if batch_size < 1:
-        raise DataError(f"a batch of {batch_size} inputs is none.\n  expected: a batch size of at least 1")
-    sizes = {name: len(value) if value.dim() else -1 for name, value in arrays.items()}
-    if not arrays or 0 in sizes.values():
-        raise DataError(f"{spec} holds no inputs: {_words(arrays) or 'no arrays'}")
-    if len(set(sizes.values())) > 1 or -1 in sizes.values():
-        raise DataError(
-            f"{spec}: the first dimension must run over the same inputs in every array.\n  got: {_words(arrays)}"
-        )
-    tensors = {name: _as_input(value) for name, value in arrays.items()}
-    for name, value in tensors.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise DataError(f"{spec}: the array {name!r} holds NaN or infinity")
-    total = next(iter(sizes.values()))
-    size = min(batch_size, total)
-    starts = range(0, total - size + 1, size)
-    positional = next(iter(tensors)) if len(tensors) == 1 and next(iter(tensors)) in POSITIONAL else None
-
-    def batches() -> Iterator[Batch]:
-        for start in starts:
-            batch = {name: value[start : start + size] for name, value in tensors.items()}
-            yield batch[positional] if positional else batch
-
-    return Batches(batches)
+# ------------------------------------------------------------------ functions that make batches
 
 
-def _as_input(value: Tensor) -> Tensor:
-    """The precision that models are written for: float32, int64, bool; bytes stay bytes."""
-    if value.is_floating_point():
-        return value.float()
-    return value if value.dtype in (torch.bool, torch.uint8) else value.long()
-
-
-def _from_loader(loader: Callable[[], Any], spec: str) -> Batches:
+def _from_loader(loader: Callable[[], Any], spec: str) -> Batches[Any]:
     first = loader()
-    if not isinstance(first, Iterable) or isinstance(first, Tensor | Mapping | str):
+    if not isinstance(first, Iterable) or isinstance(first, Tensor | Mapping | str | nn.Module):
         raise DataError(f"{spec}() returned a {type(first).__name__}, not an iterable of batches")
     kept = first if iter(first) is not first else list(first)  # a generator can be gone through only once
     batches = Batches(lambda: kept)
     for batch in batches:
-        if not isinstance(batch, Tensor | tuple | list | dict):
+        if not isinstance(batch, Tensor | tuple | list | dict | Labelled):
             raise DataError(
                 f"{spec}() yields a {type(batch).__name__}.\n  expected: batches that are tensors, tuples (positional "
                 "arguments) or dicts (keyword arguments)"
@@ -119,5 +115,52 @@ def _from_loader(loader: Callable[[], Any], spec: str) -> Batches:
     raise DataError(f"{spec}() yields nothing.\n  what to do: return at least one batch of unlabelled inputs")
 
 
-def _words(arrays: Mapping[str, Tensor]) -> str:
-    return ", ".join(f"{name} {tuple(value.shape)}" for name, value in arrays.items())
+def _labels_in(item: Any, signature: Signature | None) -> list[str]:
+    """What a batch holds beside the inputs, in words; empty when it holds nothing else."""
+    if isinstance(item, Labelled):
+        return ["each batch's second part"]
+    if isinstance(item, dict):
+        name = label_among(item, signature)
+        return [repr(name)] if name is not None else []
+    alone = signature is not None and not signature.anything and len(signature.names) == 1
+    return ["the second of each pair"] if alone and isinstance(item, tuple | list) and len(item) == 2 else []
+
+
+def _unlabelled(item: Any, signature: Signature | None) -> Any:
+    if not _labels_in(item, signature):
+        return item
+    if isinstance(item, dict):
+        return {name: value for name, value in item.items() if name != label_among(item, signature)}
+    return item.inputs if isinstance(item, Labelled) else item[0]
+
+
+def _labelled(item: Any, spec: str) -> Labelled:
+    match item:
+        case Labelled():
+            return item
+        case dict() if (name := label_among(item, None)) is not None:
+            return Labelled({key: value for key, value in item.items() if key != name}, item[name])
+        case (inputs, Tensor() as labels):
+            return Labelled(inputs, labels)
+    raise DataError(
+        f"{spec}() yields a {type(item).__name__} without labels.\n  expected: pairs (inputs, labels), or dicts with a "
+        "key labels (or label, targets, target, y)"
+    )
+
+
+def _first(batches: Batches[Any], samples: int | None) -> Iterator[Any]:
+    seen = 0
+    for batch in batches:
+        yield batch
+        seen += _count(batch)
+        if samples is not None and seen >= samples:
+            return
+
+
+def _count(batch: Any) -> int:
+    value = batch.labels if isinstance(batch, Labelled) else batch
+    while not isinstance(value, Tensor):
+        value = next(iter(value.values() if isinstance(value, dict) else value), None)
+        if value is None or isinstance(value, str):
+            return 0
+    return len(value) if value.dim() else 1
