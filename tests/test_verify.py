@@ -94,6 +94,27 @@ def test_same_seed_same_result() -> None:
     assert graphfuse.verify(graph, seed=3) == graphfuse.verify(graph, seed=3)
 
 
+@pytest.mark.parametrize(("most", "seen"), [(1e-3, 1.0), (0.0, 0.0)])
+def test_saturated_outputs_are_checked_near_the_models_own_weights(most: float, seen: float) -> None:
+    class Saturating(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x)).square().clamp(max=most)
+
+    model = Saturating()
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor.mul_(0.1)
+    result = graphfuse.verify(graphfuse.trace(model, (torch.randn(2, 3),)))
+    assert result.ok
+    assert result.sensitivity == seen
+    assert ("proves nothing" in str(result)) == (seen == 0)
+    assert ("of the probes were noticed" in " ".join(result.notes)) == (seen > 0)
+
+
 def test_nested_maps_really_differ_between_heads() -> None:
     graph = graphfuse.trace(models.Decoder(), (models.ids(),))
     maps = sample(graph, torch.Generator().manual_seed(0))
