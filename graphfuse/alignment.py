@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,9 @@ from graphfuse.transport.coordinate import Solution, coordinate
 from graphfuse.transport.flow import flow, places_of
 from graphfuse.transport.wires import Wire, Wiring
 
-__all__ = ["Aligned", "Alignment", "Prepared", "Progress", "align", "match", "prepare"]
+__all__ = ["Aligned", "Alignment", "Prepared", "Progress", "align", "frame", "match", "prepare"]
+
+logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -107,11 +110,28 @@ def match(prepared: Prepared, progress: Progress | None = None) -> Alignment:
         _check_still(prepared, task.still, k)
         found = _solved(task, k, notes, progress)
         solutions[k] = found[0] if len(found) == 1 else _nearest(task, k, found)
+        _log(task, k, solutions[k], found)
         if progress is not None:
             progress("match", done, count)
     if prepared.config.scheme != "anchor":
         solutions = _together(task, solutions)
     return task.alignment(solutions, notes)
+
+
+def _log(task: _Task, k: int, chosen: Solution, found: Sequence[Solution]) -> None:
+    which = f", number {found.index(chosen) + 1} of {len(found)} solutions" if len(found) > 1 else ""
+    logger.info(
+        "model %d matched with model %d in %d sweeps%s", k, task.prepared.correspondence.target, chosen.sweeps, which
+    )
+    for axis in task.problems[k].axes:
+        if axis.id in chosen.agreement:
+            logger.debug("model %d, %s: agreement %.3f", k, axis.name, chosen.agreement[axis.id].value)
+
+
+def frame(prepared: Prepared) -> Alignment:
+    """All that an alignment of these models has but the maps: axes, layouts, folds and sizes."""
+    prepared, forms = normal_forms(prepared)
+    return _Task.of(prepared, forms).alignment({})
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,6 +18,19 @@ from graphfuse.errors import CheckpointError, OutputError
 VERSION = 3
 
 
+def in_order(path: str | os.PathLike[str]) -> None:
+    """Sort a safetensors file's metadata, which is written in a random order: the same content, the same bytes."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        if len(header.get("__metadata__", ())) > 1:
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+            text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+            if len(text) <= size:
+                file.seek(8)
+                file.write(text.ljust(size))
+
+
 def write(path: str | os.PathLike[str], kind: str, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write a document and its tensors, all or nothing.
 
@@ -33,6 +46,7 @@ def write(path: str | os.PathLike[str], kind: str, document: Mapping[str, Any], 
         handle, found = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         os.close(handle)
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, found, metadata)
+        in_order(found)
         os.replace(found, target)
     except (OSError, SafetensorError) as error:
         if found is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,10 +23,13 @@ from graphfuse.partial import extra, widened
 from graphfuse.prepared import Config
 from graphfuse.refine import Descent, refine_maps, refine_weights
 from graphfuse.resize import resize
+from graphfuse.reuse import reused
 from graphfuse.search import Score, Tried, search
 from graphfuse.symmetry import Axis, SymmetryGraph
 
 __all__ = ["FuseResult", "fuse"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +53,7 @@ def fuse(
     *,
     data: Iterable[Any] | None = None,
     into: nn.Module | None = None,
+    alignment: Alignment | None = None,
     config: Config = None,
     rules: Iterable[Any] = (),
     score: Score | None = None,
@@ -70,6 +75,8 @@ def fuse(
         A model of the same architecture with the widths that the result shall have; its weights do not count, and it is
         left as it is. The models are fused in the target's width, then units are merged or doubled and the result is
         calibrated. With it, one model may be given alone, to be compressed or widened.
+    alignment : Alignment, optional
+        Of these models, from :func:`graphfuse.align` with the same config; by default they are aligned here.
     config : FuseConfig, dict or path of a YAML file, optional
     rules :
         Further rule packs for tracing.
@@ -86,7 +93,7 @@ def fuse(
     Raises
     ------
     CorrespondenceError
-        The models are not of one architecture.
+        The models are not of one architecture, or the alignment is of others.
     DataError
         There are fewer than two models (or none, with ``into``), no inputs, or inputs that do not fit; models on
         several devices.
@@ -112,13 +119,13 @@ def fuse(
     first: FuseResult | None = None
     if into is None or len(models) != 1:
         tried: tuple[Tried, ...] = ()
-        if settings.method == "auto":
+        if settings.method == "auto" and alignment is None:
             settings, tried = search(settings, prepare_for, lambda prepared: _run(prepared, _Clock(), rules)[:2], score)
             clock.lap("search")
         prepared = prepare_for(settings)
         clock.lap("trace")
-        model, alignment, calibration, descents = _run(prepared, clock, rules, progress)
-        first = FuseResult(model, alignment, _report(prepared, alignment, calibration, descents, tried, clock))
+        model, found, calibration, descents = _run(prepared, clock, rules, progress, alignment)
+        first = FuseResult(model, found, _report(prepared, found, calibration, descents, tried, clock))
     if into is None:
         assert first is not None
         return first
@@ -133,10 +140,15 @@ def fuse(
 
 
 def _run(
-    prepared: Prepared, clock: _Clock, rules: Iterable[Any] = (), progress: Progress | None = None
+    prepared: Prepared,
+    clock: _Clock,
+    rules: Iterable[Any] = (),
+    progress: Progress | None = None,
+    given: Alignment | None = None,
 ) -> tuple[nn.Module, Alignment, Calibration | None, dict[str, Descent]]:
     """Match, average, calibrate, refine."""
-    alignment, target = match(prepared, progress), prepared.config.target
+    alignment = match(prepared, progress) if given is None else reused(prepared, given)
+    target = prepared.config.target
     more = extra(prepared)
     clock.lap("match")
     if not more:
@@ -235,6 +247,7 @@ class _Clock:
         """The stage that began at the last lap is over."""
         now = time.perf_counter()
         self.laps[stage], self._since = round(now - self._since, 3), now
+        logger.info("%s: %.1f s", stage, self.laps[stage])
 
 
 def _report(
@@ -246,7 +259,10 @@ def _report(
     clock: _Clock,
 ) -> dict[str, Any]:
     graph, shares = prepared.correspondence.graph, shares_of(prepared)
-    notes = [*(note.message for note in graph.notes), *alignment.notes, *(calibration.notes if calibration else ())]
+    found = [*(note.message for note in graph.notes), *alignment.notes, *(calibration.notes if calibration else ())]
+    notes = list(dict.fromkeys(found))
+    for note in notes:
+        logger.info("note: %s", note)
     return {
         "models": [
             {
@@ -267,7 +283,7 @@ def _report(
         "tried": [asdict(entry) for entry in tried],
         "refinement": {name: asdict(descent) for name, descent in descents.items()},
         "seconds": {**clock.laps, "total": round(sum(clock.laps.values()), 3)},
-        "notes": list(dict.fromkeys(notes)),
+        "notes": notes,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from graphfuse.roles import ROLES
 from graphfuse.rulebook import load_rules
 
 __all__ = ["Config", "Prepared", "Progress", "prepare"]
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 Matching = Literal["weights", "activations", "both", "blend"]
@@ -71,6 +74,7 @@ def prepare(
         raise DataError("no example inputs.\n  what to do: pass args or kwargs as the models take them, or data")
     for k, model in enumerate(models):
         _check_finite(state_of(model), k)
+    logger.info("tracing %d models, to be matched by %s", len(models), method)
     tracer = Tracer(load_rules(rules), outputs=settings.outputs)
     forms = forms_of(models, args, kwargs or {}, found, settings, tracer, _traced(progress, len(models)))
     calls = [call_of(models[settings.target], form.model, args, kwargs or {}) for form in forms]
@@ -84,6 +88,7 @@ def prepare(
     _check_roles(settings, relation)
     lockstep = Lockstep(models, relation, states, tracer)
     notes = tuple(note for form in forms for note in form.notes)
+    logger.info("%d free axes; %d gains folded; %d inputs", len(relation.free), len(folds), sum(b.count for b in found))
     return Prepared(models, states, relation, lockstep, found, settings, method, forms, folds, notes)
 
 

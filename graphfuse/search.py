@@ -6,6 +6,7 @@ neither matching nor calibration saw. Without data, by how far the aligned weigh
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +24,8 @@ from graphfuse.lockstep import parted
 from graphfuse.prepared import Prepared
 from graphfuse.roles import ROLES
 from graphfuse.teacher import Teacher, held_out, run_model
+
+logger = logging.getLogger(__name__)
 
 Settings = Mapping[str, Any]
 Prepare = Callable[[FuseConfig], Prepared]
@@ -89,6 +92,7 @@ def search(
         if time.perf_counter() - began + trials.longest < TRYING * settings.budget:
             trials.attempt({**trials.best[0], "calibrate": {**settings.calibrate.model_dump(), **options}})
     chosen = _with(settings, trials.best[0])
+    logger.info("chosen: %s", dict(trials.best[0]))
     left = settings.budget - (time.perf_counter() - began) - trials.longest
     if first.data and left > trials.longest and settings.refine.what == "none":
         seconds = min(left, settings.refine.seconds or left)
@@ -143,6 +147,7 @@ class _Trials:
         except GraphFuseError as error:
             score, reason = None, str(error).splitlines()[0]
         self.done.append(Tried(options, score, time.perf_counter() - began, reason))
+        logger.info("tried %s: %s", dict(options), reason or f"score {score:.4g}")
 
     @torch.no_grad()
     def _score(self, prepared: Prepared, model: nn.Module, alignment: Alignment) -> float:

@@ -78,7 +78,7 @@ def verify(
     graph: SymmetryGraph,
     trials: int = 3,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
     *,
     classes: bool = False,
 ) -> Verification:
@@ -92,7 +92,7 @@ def verify(
     seed : int
         Of the random weights and maps; same seed, same result.
     progress : callable, optional
-        Called with (trials done, trials).
+        Called with ("verify", trials done, trials).
     classes : bool
         Draw from each axis' full symmetry class (signs, scales, rotations, invertible maps), not permutations alone.
 
@@ -116,7 +116,7 @@ def verify(
             blamed = tuple(graph.axis(id) for id in ids)
         worst = max(worst, error)
         if progress is not None:
-            progress(trial + 1, trials)
+            progress("verify", trial + 1, trials)
     return Verification(worst, check.tolerance, trials, len(graph.axes), check.noticed, True, blamed, check.notes)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,62 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils import _pytree as pytree
+
+from graphfuse.io.checkpoints import save_state
+from graphfuse.io.models import load_model
+
+Run = Callable[..., tuple[int, str, str]]
+"""The command line: words -> exit code, standard output, standard error."""
+
+NETS = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, width=12):
+        super().__init__()
+        self.up, self.norm = nn.Linear(5, width), nn.LayerNorm(width)
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
+        self.down = nn.Linear(width, 3)
+
+    def forward(self, x):
+        h = self.norm(self.up(x))
+        for layer in self.layers:
+            h = torch.relu(layer(h))
+        return self.down(h)
+
+def net():
+    return Net()
+
+def wide():
+    return Net(20)
+
+def narrow():
+    return Net(8)
+
+def other():
+    return nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
+
+class Counter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(5, 3)
+        self.calls = 0
+    def forward(self, x):
+        self.calls += 1
+        return self.linear(x) * self.calls
+
+def example_inputs():
+    return torch.ones(2, 5)
+
+def loader():
+    torch.manual_seed(3)
+    return [torch.randn(16, 5) for _ in range(4)]
+
+def empty():
+    return []
+"""
+BARE = "from torch import nn\n\ndef net():\n    return nn.Linear(4, 2)\n"
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -49,3 +105,13 @@ def importable(folder: Path) -> Iterator[None]:
         for name in set(sys.modules) - before:
             if str(folder) in str(getattr(sys.modules[name], "__file__", None)):
                 del sys.modules[name]
+
+
+def parents(folder: Path, *factories: str) -> list[str]:
+    """Models of the command line's tests (see NETS), each saved in a folder; returns their names."""
+    specs = []
+    for i, factory in enumerate(factories):
+        torch.manual_seed(i)
+        save_state(folder / f"{i}.safetensors", load_model(f"cli_nets:{factory}").model.state_dict())
+        specs.append(f"cli_nets:{factory}@{i}.safetensors")
+    return specs

@@ -1,73 +1,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import assert_same, importable
-from rich.console import Console
+from helpers import Run, assert_same, parents
 
 from graphfuse import __version__
 from graphfuse.aligned import Alignment
-from graphfuse.cli import main
 from graphfuse.io.checkpoints import save_state
 from graphfuse.io.models import load_model
 from graphfuse.report import terminal
 from graphfuse.symmetry import trace
 
-NETS = """
-import torch
-from torch import nn
-
-class Net(nn.Module):
-    def __init__(self, width=12):
-        super().__init__()
-        self.up, self.norm = nn.Linear(5, width), nn.LayerNorm(width)
-        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
-        self.down = nn.Linear(width, 3)
-
-    def forward(self, x):
-        h = self.norm(self.up(x))
-        for layer in self.layers:
-            h = torch.relu(layer(h))
-        return self.down(h)
-
-def net():
-    return Net()
-
-def wide():
-    return Net(20)
-
-def narrow():
-    return Net(8)
-
-def other():
-    return nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
-
-class Counter(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(5, 3)
-        self.calls = 0
-    def forward(self, x):
-        self.calls += 1
-        return self.linear(x) * self.calls
-
-def example_inputs():
-    return torch.ones(2, 5)
-
-def loader():
-    torch.manual_seed(3)
-    return [torch.randn(16, 5) for _ in range(4)]
-
-def empty():
-    return []
-"""
-BARE = "from torch import nn\n\ndef net():\n    return nn.Linear(4, 2)\n"
 PACK = """\
 version: 1
 rules:
@@ -76,33 +24,14 @@ rules:
     source: a test
 """
 
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    (tmp_path / "cli_nets.py").write_text(NETS)
-    (tmp_path / "cli_bare.py").write_text(BARE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("graphfuse.cli.console.out", Console(width=200))
-    monkeypatch.setattr("graphfuse.cli.console.err", Console(width=200, stderr=True))
-
-    def call(*words: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main(words)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    with importable(tmp_path):
-        yield call
-
 
 def test_help_teaches(run: Run) -> None:
     code, text, _ = run("--help")
     assert code == 0
-    for command in ("demo", "inspect", "verify", "fuse", "rules"):
+    for command in ("demo", "inspect", "verify", "align", "fuse", "config", "rules"):
         assert command in text
-    for command in ("inspect", "verify", "fuse"):
+    assert "Exit codes: 0 all is well; 1 an error" in text
+    for command in ("inspect", "verify", "align", "fuse"):
         code, text, _ = run(command, "--help")
         assert code == 0
         assert f"Example: graphfuse {command} " in text
@@ -113,7 +42,10 @@ def test_help_teaches(run: Run) -> None:
 
 def test_wrong_usage_is_code_2(run: Run) -> None:
     code, _, error = run("fuse", "cli_nets:net")
-    assert code == 2 and "Missing option '--out'" in error
+    assert code == 2 and "Invalid value for '--out' / '-o': name a new directory" in error
+    assert run("fuse", "--config", "c.yaml", "--json")[0] == 1
+    code, text, _ = run("fuse", "--json")
+    assert code == 2 and json.loads(text)["error"]["type"] == "UsageError"
     assert run("inspct", "cli_nets:net")[0] == 2
     assert run("verify", "cli_nets:net", "--trials", "0")[0] == 2
 
@@ -153,22 +85,13 @@ def test_verify_fails_for_a_model_that_keeps_state(run: Run) -> None:
     assert code == 1 and "not verified: the model is random or keeps state" in text
 
 
-def parents(folder: Path, *factories: str) -> list[str]:
-    specs = []
-    for i, factory in enumerate(factories):
-        torch.manual_seed(i)
-        save_state(folder / f"{i}.safetensors", load_model(f"cli_nets:{factory}").model.state_dict())
-        specs.append(f"cli_nets:{factory}@{i}.safetensors")
-    return specs
-
-
 def test_fuse_writes_a_model_that_loads_again(run: Run, tmp_path: Path) -> None:
     specs = parents(tmp_path, "net", "wide", "net")
     code, text, error = run("fuse", *specs, "--data", "cli_nets:loader", "-o", "deep/out")
     assert code == 0, error
     assert "by both" in text and "the result has its shape" in text and "calibrated on 64 inputs" in text
     assert {path.name for path in Path("deep/out").iterdir()} == {
-        "model.safetensors", "alignment.safetensors", "report.json", "report.html",
+        "model.safetensors", "alignment.safetensors", "report.json", "report.html", "config.yaml",
     }  # fmt: skip
     fused = load_model("cli_nets:net@deep/out/model.safetensors").model
     assert fused(torch.ones(2, 5)).shape == (2, 3)
@@ -190,7 +113,7 @@ def test_same_seed_same_result_and_weights_alone(run: Run, tmp_path: Path) -> No
 
 
 def test_fuse_writes_into_another_width(run: Run) -> None:
-    for models, files in ((["cli_nets:net"], 4), (["cli_nets:net", "cli_nets:wide"], 5)):
+    for models, files in ((["cli_nets:net"], 5), (["cli_nets:net", "cli_nets:wide"], 6)):
         folder = f"into{len(models)}"
         code, text, error = run("fuse", *models, "--into", "cli_nets:narrow", "--data", "cli_nets:loader", "-o", folder)
         assert code == 0, error

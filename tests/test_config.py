@@ -5,10 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
+import yaml
 
-from graphfuse.config import CalibrateConfig, CostConfig, FilterConfig, FuseConfig, LossFilter, RoleConfig, Window
-from graphfuse.config.base import Settings
+from graphfuse.config import (
+    CalibrateConfig,
+    CostConfig,
+    FilterConfig,
+    FuseConfig,
+    LossFilter,
+    RoleConfig,
+    RunConfig,
+    Window,
+)
+from graphfuse.config.base import RUN_KEYS, Settings
+from graphfuse.config.reading import problems, read
+from graphfuse.config.starter import schema, starter
 from graphfuse.errors import ConfigError
 
 
@@ -103,8 +116,104 @@ def test_a_function_may_score_inputs_and_is_named_in_reports() -> None:
 
 
 @pytest.mark.parametrize(
-    "model", [FuseConfig, RoleConfig, CalibrateConfig, CostConfig, FilterConfig, LossFilter, Window]
+    "model", [FuseConfig, RunConfig, RoleConfig, CalibrateConfig, CostConfig, FilterConfig, LossFilter, Window]
 )
 def test_every_setting_is_described(model: type[Settings]) -> None:
     for name, entry in model.model_json_schema()["properties"].items():
         assert len(entry.get("description", "")) > 15, name
+
+
+# ------------------------------------------------------------------ the file of a whole run
+
+RUN = """\
+models: [a, b]
+data: inputs.npz
+batchsize: 16          # line 3
+solver: em             # line 4
+calibrate:
+  ridge: low           # line 6
+  metod: repair        # line 7
+roles:
+  heads:
+    algn: false        # line 10
+weights: [1, -1]       # line 11
+"""
+
+
+def test_all_errors_of_a_file_are_said_with_their_lines(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(RUN)
+    found = problems(RunConfig, read(tmp_path / "run.yaml"))
+    assert isinstance(found, tuple)
+    assert [(problem.line, problem.key) for problem in found] == [
+        (3, "batchsize"), (4, "solver"), (6, "calibrate.ridge"), (7, "calibrate.metod"), (10, "roles.heads.algn"),
+        (11, "weights.1"),
+    ]  # fmt: skip
+    texts = [str(problem) for problem in found]
+    assert texts[0] == "line 3: unknown key 'batchsize'; did you mean 'batch_size'?"
+    assert texts[3] == "line 7: unknown key 'calibrate.metod'; did you mean 'method'?"
+    assert texts[4] == "line 10: unknown key 'roles.heads.algn'; did you mean 'align'?"
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.parse(tmp_path / "run.yaml")
+    assert len(str(caught.value).splitlines()) == 6 and "run.yaml: line 11: weights.1: " in str(caught.value)
+
+
+def test_a_key_that_is_said_twice_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("solver: emd\nseed: 1\nsolver: sinkhorn\n")
+    with pytest.raises(ConfigError, match=r"line 3: the key 'solver' was given before, on line 1"):
+        FuseConfig.parse(tmp_path / "run.yaml")
+
+
+def test_anchors_merges_and_circles_are_read(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("roles:\n  heads: &one {align: false}\n  gate: {<<: *one, keep: 0.5}\n")
+    config = FuseConfig.parse(tmp_path / "run.yaml")
+    assert not config.roles["gate"].align and config.roles["gate"].keep == 0.5
+    (tmp_path / "circle.yaml").write_text("roles: &r\n  heads: *r\n")
+    with pytest.raises(ConfigError, match="roles"):
+        FuseConfig.parse(tmp_path / "circle.yaml")
+
+
+def test_the_file_of_a_run_also_does_for_the_api(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("models: [a, b]\nsolver: emd\ndevice: cpu\n")
+    run = RunConfig.parse(tmp_path / "run.yaml")
+    assert run.models == ("a", "b")
+    assert run.settings == FuseConfig.parse(tmp_path / "run.yaml") == FuseConfig.parse({"solver": "emd"})
+    assert set(RUN_KEYS) == set(RunConfig.model_fields) - set(FuseConfig.model_fields)
+    assert RunConfig.parse(run.settings).settings == run.settings
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"filter": {"tokens": {"centre": 6}, "loss": {"below": 0.5}}, "layers": {0: 1, "a.1": "b.2"}},
+        {"models": ["a", "b"], "calibrate": {"ridge": 1e-5}, "weights": [0.1, 0.9], "roles": {"heads.0": {"keep": 0}}},
+    ],
+)
+def test_what_is_written_is_read_again(given: dict[str, Any], tmp_path: Path) -> None:
+    run = RunConfig.parse(given)
+    (tmp_path / "config.yaml").write_text(run.to_yaml())
+    again = RunConfig.parse(tmp_path / "config.yaml")
+    assert again.to_yaml() == run.to_yaml()
+    assert again.model_copy(update={"layers": {}}) == run.model_copy(update={"layers": {}})
+    assert {str(key): value for key, value in run.layers.items()} == again.layers
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_the_starter_is_a_valid_file_of_defaults(full: bool) -> None:
+    text = starter(full, "here.json")
+    assert text.startswith("# yaml-language-server: $schema=here.json\n")
+    value = yaml.safe_load(text)
+    run = RunConfig.parse(value)
+    assert run.settings == FuseConfig.parse(None)
+    assert run.models and run.data and run.out
+    assert (set(value) == set(RunConfig.model_fields)) is full
+    jsonschema.validate(value, schema())
+
+
+def test_the_schema_refuses_what_the_settings_refuse() -> None:
+    jsonschema.Draft202012Validator.check_schema(schema())
+    for given in ({"solvr": "emd"}, {"solver": "em"}, {"roles": {"heads": {"algn": True}}}, {"models": "a"}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(given, schema())
+        with pytest.raises(ConfigError):
+            RunConfig.parse(given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +21,8 @@ from graphfuse.calibrate.work import Solved, Work
 from graphfuse.config import CalibrateConfig
 from graphfuse.lockstep import parted
 from graphfuse.prepared import Prepared
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 
@@ -119,6 +122,9 @@ def _pass(
         work.visit(name, weights.get(name))
         if progress is not None:
             progress("calibrate", done, len(plan.stops))
+    for solved in work.solved:
+        logger.debug("%s: error %.3g before, %.3g after", solved.weight, solved.before, solved.after)
+    logger.info("calibrated: %d layers solved, %d batch norms", len(work.solved), len(work.estimated))
     return Calibration(
         state=fused,
         nodes=tuple(work.solved),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from graphfuse.cli import console
 
 MODEL = """\
 [bold]MODEL[/] is one of
@@ -18,12 +21,25 @@ Example inputs come from [cyan]example_inputs()[/] beside the factory (a tensor,
 or from --data."""
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="package.module:factory[@WEIGHTS], or a directory.")]
-Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help="Two or more, of one architecture.")]
+Models = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="MODEL...", show_default=False, help="Two or more; by default those of --config."),
+]
 Data = Annotated[
     str | None,
     typer.Option("--data", metavar="DATA", help="Unlabelled inputs: FILE.npz, FILE.safetensors, or module:function."),
 ]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Of the arrays in a file of --data.")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option("--batch-size", min=1, metavar="N", help="Inputs in a batch of --data, where it is a file."),
+]
+Samples = Annotated[
+    int | None, typer.Option("--samples", min=1, metavar="N", help="How many inputs of --data are used.")
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="YAML", help="Settings, also those of other options, which come first."),
+]
 Rules = Annotated[
     list[str] | None,
     typer.Option("--rules", metavar="RULES", help="PACK.yaml, or module:table of rules in Python; may be repeated."),
@@ -33,8 +49,32 @@ Outputs = Annotated[
     typer.Option("--output", metavar="NAME", help="Of the outputs only this one is used (logits); may be repeated."),
 ]
 Fold = Annotated[bool, typer.Option("--fold", help="First fold the gains of norms into the layers that read them.")]
-Device = Annotated[str, typer.Option("--device", help="Where models run: cpu, cuda, cuda:1, mps.")]
-Seed = Annotated[int, typer.Option("--seed", help="Same seed, same result.")]
+Device = Annotated[
+    str | None, typer.Option("--device", metavar="DEVICE", help="Where models run: cpu (default), cuda, cuda:1, mps.")
+]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Same seed, same result; by default 0.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables for people.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write the graph as an HTML page.")]
+AlignmentFile = Annotated[
+    Path | None, typer.Option("--alignment", metavar="FILE", help="An alignment of these models that was saved.")
+]
+
+
+def _log(context: typer.Context, count: int) -> int:
+    if count:
+        context.with_resource(console.logged(logging.INFO if count == 1 else logging.DEBUG))
+    return count
+
+
+Verbose = Annotated[
+    int,
+    typer.Option(
+        "--verbose",
+        "-v",
+        count=True,
+        callback=_log,
+        show_default=False,
+        help="Show what is done and chosen; twice (-vv), in detail.",
+    ),
+]

@@ -13,9 +13,9 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from graphfuse.cli import console
-from graphfuse.cli.options import MODEL, BatchSize, Data, Debug, Device, Json, Model, Rules, Seed
-from graphfuse.cli.steps import print_json, traced
-from graphfuse.errors import OutputError, RuleError
+from graphfuse.cli.options import MODEL, BatchSize, Data, Debug, Device, Json, Model, Rules, Seed, Verbose
+from graphfuse.cli.steps import expect_new_file, print_json, traced
+from graphfuse.errors import RuleError
 from graphfuse.missing import MissingRule, missing_rules
 from graphfuse.rulebook import load_rules
 from graphfuse.rulebook.authoring import catalogue, describe, find, stub
@@ -40,6 +40,7 @@ def list_rules(
     word: Annotated[str, typer.Argument(metavar="[WORD]", help="Only ops whose name contains it.")] = "",
     rules: Rules = None,
     as_json: Json = False,
+    verbose: Verbose = 0,
     debug: Debug = False,
 ) -> None:
     """Every op with a rule, and where the rule stands. Elementwise ops that torch tags need none."""
@@ -55,7 +56,14 @@ def list_rules(
 
 
 @rules_app.command(epilog="Example: [cyan]graphfuse rules show aten.layer_norm[/]")
-def show(op: OpName, rules: Rules = None, imports: Imports = None, as_json: Json = False, debug: Debug = False) -> None:
+def show(
+    op: OpName,
+    rules: Rules = None,
+    imports: Imports = None,
+    as_json: Json = False,
+    verbose: Verbose = 0,
+    debug: Debug = False,
+) -> None:
     """What is known of one op: its rule, the file and the source. Exit code 1 when there is none."""
     _import(imports)
     found = describe(load_rules(rules or ()), op)
@@ -76,10 +84,17 @@ def show(op: OpName, rules: Rules = None, imports: Imports = None, as_json: Json
 
 
 @rules_app.command(epilog="Example: [cyan]graphfuse rules check mine.yaml[/]")
-def check(pack: Path, imports: Imports = None, seed: Seed = 0, as_json: Json = False, debug: Debug = False) -> None:
+def check(
+    pack: Path,
+    imports: Imports = None,
+    seed: Seed = None,
+    as_json: Json = False,
+    verbose: Verbose = 0,
+    debug: Debug = False,
+) -> None:
     """Let every rule of a pack prove itself on its own examples: sound, complete, and of the class it claims."""
     _import(imports)
-    results = check_pack(pack, seed=seed)
+    results = check_pack(pack, seed=seed or 0)
     if as_json:
         print_json(
             [
@@ -100,29 +115,34 @@ def new(
     op: OpName,
     file: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="A new file for the stub.")] = None,
     imports: Imports = None,
+    as_json: Json = False,
+    verbose: Verbose = 0,
     debug: Debug = False,
 ) -> None:
     """A pack with an entry for one op, to be filled in: its operands, an example, and what the keys mean."""
     _import(imports)
     text = stub(find(op))
-    if file is None:
+    if file is not None:
+        expect_new_file(file)
+        file.write_text(text, encoding="utf-8")
+    if as_json:
+        print_json({"op": op, "stub": text, "file": None if file is None else str(file)})
+    elif file is None:
         console.out.print(text, highlight=False, markup=False, end="", soft_wrap=True)
-        return
-    if file.exists():
-        raise OutputError(f"{file} exists already.\n  what to do: name a new file")
-    file.write_text(text, encoding="utf-8")
-    console.out.print(f"written: {file}; fill it in, then: graphfuse rules check {file}", soft_wrap=True)
+    else:
+        console.out.print(f"written: {file}; fill it in, then: graphfuse rules check {file}", soft_wrap=True)
 
 
 @rules_app.command(epilog=MODEL + "\n\nExample: [cyan]graphfuse rules missing nets:net --data inputs.npz[/]")
 def missing(
     model: Model,
     data: Data = None,
-    batch_size: BatchSize = 2,
+    batch_size: BatchSize = None,
     rules: Rules = None,
-    device: Device = "cpu",
-    seed: Seed = 0,
+    device: Device = None,
+    seed: Seed = None,
     as_json: Json = False,
+    verbose: Verbose = 0,
     debug: Debug = False,
 ) -> None:
     """The ops of a model for which there is no rule, where they occur, and a stub for each.

@@ -1,4 +1,4 @@
-"""What several commands do: load and trace a model, find example inputs, show progress, print."""
+"""What several commands do: settle settings, load models and data, trace, show progress, print."""
 
 from __future__ import annotations
 
@@ -6,33 +6,89 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import rich.progress
 import torch
+import typer
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from graphfuse.cli import console
-from graphfuse.errors import ConfigError, DataError
+from graphfuse.config import RunConfig
+from graphfuse.errors import ConfigError, DataError, OutputError
 from graphfuse.io.batches import Batches, load_data
 from graphfuse.io.models import LoadedModel, as_call, load_model
 from graphfuse.report import terminal
 from graphfuse.symmetry import SymmetryGraph, trace
 
+BATCH = 2  # inputs that a graph is traced with
+
+
+def settled(config: Path | None, **given: Any) -> tuple[RunConfig, tuple[str, ...]]:
+    """The settings of a run: those of the file, then what the command line says; a note where both said something."""
+    base = RunConfig.parse(config)
+    said = {key: value for key, value in given.items() if value is not None and value != []}
+    run = RunConfig.parse({**base.model_dump(exclude_unset=True), **said})
+    changed = [key for key in said if key in base.model_fields_set and getattr(base, key) != getattr(run, key)]
+    return run, tuple(
+        f"{key} is {_shown(getattr(run, key))}, by the command line; {config} says {_shown(getattr(base, key))}"
+        for key in changed
+    )
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def expect_models(run: RunConfig) -> None:
+    """Usage error when no models were named at all; how many are enough is said by what is done with them."""
+    if not run.models:
+        raise typer.BadParameter("name the models, or give a --config that has `models`", param_hint="MODEL...")
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """Models that were loaded, on their device, with example inputs and data."""
+
+    loaded: Sequence[LoadedModel]
+    nets: Sequence[nn.Module]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    data: Batches[Any] | None
+    notes: tuple[str, ...]
+
+
+def opened(run: RunConfig) -> Opened:
+    """The models of a run and its data."""
+    torch.manual_seed(run.seed)
+    place = device_of(run.device)
+    loaded = [load_model(spec, run.seed) for spec in run.models]
+    batches = None
+    if run.data is not None:
+        batches = load_data(run.data, run.batch_size, model=loaded[0], samples=run.samples)
+    args, kwargs = moved(inputs(loaded, batches), place)
+    fed = Batches(lambda: (moved(batch, place) for batch in batches)) if batches is not None else None
+    notes = notes_of(*loaded, *([batches] if batches is not None else []))
+    return Opened(loaded, [one.model.to(place) for one in loaded], args, kwargs, fed, notes)
+
 
 def traced(
     spec: str,
     data: str | None,
-    batch_size: int,
+    batch_size: int | None,
     rules: list[str] | None,
-    device: str,
-    seed: int,
+    device: str | None,
+    seed: int | None,
     outputs: list[str] | None = None,
 ) -> tuple[SymmetryGraph, LoadedModel]:
-    torch.manual_seed(seed)
-    place = device_of(device)
-    loaded = load_model(spec, seed)
-    batches = load_data(data, batch_size, model=loaded) if data is not None else None
+    """One model and its symmetries."""
+    torch.manual_seed(seed or 0)
+    place = device_of(device or "cpu")
+    loaded = load_model(spec, seed or 0)
+    batches = load_data(data, batch_size or BATCH, model=loaded) if data is not None else None
     args, kwargs = moved(inputs([loaded], batches), place)
     with console.err.status("tracing"):
         return trace(loaded.model.to(place), args, kwargs, rules=rules or (), outputs=outputs or ()), loaded
@@ -52,6 +108,7 @@ def inputs(loaded: Sequence[LoadedModel], batches: Batches[Any] | None) -> tuple
 
 
 def device_of(name: str) -> torch.device:
+    """The device of this name, which is there."""
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
@@ -60,6 +117,7 @@ def device_of(name: str) -> torch.device:
 
 
 def moved(inputs: Any, place: torch.device) -> Any:
+    """Inputs with their tensors on a device."""
     return pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(place), inputs)
 
 
@@ -83,10 +141,30 @@ def progress(silent: bool) -> Iterator[Callable[[str, int, int], None]]:
         yield advance
 
 
-def print_notes(*loaded: LoadedModel | Batches[Any]) -> None:
-    for note in dict.fromkeys(note for one in loaded for note in one.notes):
+def notes_of(*loaded: LoadedModel | Batches[Any]) -> tuple[str, ...]:
+    """What was remarked on when models and data were loaded, each once."""
+    return tuple(dict.fromkeys(note for one in loaded for note in one.notes))
+
+
+def print_notes(notes: Sequence[str]) -> None:
+    """Remarks for people."""
+    for note in dict.fromkeys(notes):
         console.out.print(terminal.note_view(note))
 
 
+def print_written(*paths: Path) -> None:
+    """Where the result is."""
+    console.out.print(f"written: {', '.join(map(str, paths))}", soft_wrap=True, highlight=False)
+
+
+def expect_new_file(file: Path) -> None:
+    """OutputError when there is something already, or no directory to hold it."""
+    if file.exists():
+        raise OutputError(f"{file} exists already.\n  what to do: name a new file")
+    if not file.absolute().parent.is_dir():
+        raise OutputError(f"there is no directory {file.parent} for {file}.\n  what to do: make it, or name another")
+
+
 def print_json(value: Any) -> None:
+    """For programs."""
     sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")

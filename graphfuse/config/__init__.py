@@ -6,6 +6,7 @@ from graphfuse.config.costs import Activations, CostConfig, FilterConfig, LossFi
 from graphfuse.config.flow import FlowConfig
 from graphfuse.config.fuse import Driver, FuseConfig, Method, Scheme
 from graphfuse.config.refine import RefineConfig
+from graphfuse.config.run import RunConfig
 from graphfuse.config.transport import RoleConfig, Scale, Solver
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Normalize",
     "RefineConfig",
     "RoleConfig",
+    "RunConfig",
     "Scale",
     "Scheme",
     "Solver",

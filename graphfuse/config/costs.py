@@ -75,7 +75,7 @@ class Window(Settings):
 
     @model_validator(mode="after")
     def _is_a_window(self) -> Self:
-        if self.centre is not None and self.model_fields_set - {"centre"}:
+        if self.centre is not None and (self.start or self.stop is not None):
             raise ValueError("give either centre or start and stop")
         if self.stop is not None and self.stop <= self.start:
             raise ValueError(f"no token is from {self.start} to before {self.stop}")

@@ -5,21 +5,20 @@ An unknown key or a bad value raises :class:`~graphfuse.errors.ConfigError` with
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, model_validator
 
-from graphfuse.config.base import Settings, nearest, section
+from graphfuse.config.base import RUN_KEYS, Settings, section
 from graphfuse.config.calibrate import CalibrateConfig
 from graphfuse.config.costs import CostConfig, FilterConfig, Measure, Metric
 from graphfuse.config.flow import FlowConfig
+from graphfuse.config.reading import Document, checked, read
 from graphfuse.config.refine import RefineConfig
 from graphfuse.config.transport import RoleConfig, Scale, Solver, expect_share
-from graphfuse.errors import ConfigError
 
 Method = Literal["default", "weights", "activations", "both", "blend", "auto"]
 Scheme = Literal["anchor", "barycenter", "cycle"]
@@ -215,6 +214,8 @@ class FuseConfig(Settings):
     def parse(cls, value: FuseConfig | Mapping[str, Any] | str | Path | None = None) -> FuseConfig:
         """A config from a dict, a YAML file, another config, or None (the defaults).
 
+        Of the file of a whole run (:class:`RunConfig`) only the settings of the fusion are taken.
+
         Raises
         ------
         ConfigError
@@ -227,21 +228,15 @@ class FuseConfig(Settings):
         """
         if isinstance(value, FuseConfig):
             return value
-        where = "config"
         if isinstance(value, str | Path):
-            where = f"config {value}"
-            value = _read(Path(value))
-        if value is None:
-            value = {}
-        if not isinstance(value, Mapping):
-            raise ConfigError(
-                f"{where}: expected a mapping of settings, got {type(value).__name__}.\n"
-                "  what to do: pass a dict, a FuseConfig or the path of a YAML file"
-            )
-        try:
-            return cls.model_validate(dict(value))
-        except ValidationError as error:
-            raise ConfigError("\n".join(_explain(where, detail) for detail in error.errors())) from None
+            found = read(value)
+            if isinstance(
+                found.value, dict
+            ):  # what a run's file says of models and data is said in Python by arguments
+                own = {key: one for key, one in found.value.items() if key not in RUN_KEYS}
+                found = replace(found, value=own)
+            return checked(cls, found)
+        return checked(cls, Document(value))
 
     def for_axis(self, name: str, role: str) -> RoleConfig:
         """Settings of one axis: those given under its name, else under its role, else the defaults.
@@ -258,41 +253,3 @@ class FuseConfig(Settings):
             share=given.share or self.share,
             keep=given.keep if given.keep is not None else self.keep if role in ("hidden", "gate") else 0.0,
         )
-
-
-def _read(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config {path}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config {path}: is not valid YAML: {error}") from error
-
-
-def _explain(where: str, detail: ErrorDetails) -> str:
-    path = [str(part) for part in detail["loc"]]
-    shown = ".".join(path) or "the whole"
-    if detail["type"] == "extra_forbidden":
-        return f"{where}: unknown key {shown!r}; {nearest(path[-1], _keys(path[:-1]))}"
-    reason = detail["msg"].removeprefix("Value error, ")
-    return f"{where}: {shown}: {reason[:1].lower() + reason[1:]}, got {detail['input']!r}"
-
-
-def _keys(path: list[str]) -> list[str]:
-    """Valid keys of the section that a path leads to; at the top also those of the sections, by their whole path."""
-    if not path:
-        sections = [(name, part) for name, part in _sections(FuseConfig) if name != "roles"]
-        inner = (f"{name}.{key}" for name, part in sections for key in part.model_fields)
-        return [*FuseConfig.model_fields, *inner]
-    section: type[Settings] = FuseConfig
-    for part in path:  # a key of a mapping of sections, as a role, leads no deeper
-        section = dict(_sections(section)).get(part, section)
-    return list(section.model_fields)
-
-
-def _sections(model: type[Settings]) -> Iterator[tuple[str, type[Settings]]]:
-    """Fields that are settings themselves, or mappings of such."""
-    for name, field in model.model_fields.items():
-        for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
-            if isinstance(kind, type) and issubclass(kind, Settings):
-                yield name, kind

@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from graphfuse import archive
 from graphfuse.capture import canonical_names
 from graphfuse.errors import CheckpointError
 from graphfuse.io.outputs import new_file
@@ -200,6 +201,7 @@ def save_state(path: str | Path, state: Mapping[str, Tensor], aliases: Mapping[s
     metadata = {"format": "pt"} | ({ALIASES: json.dumps(dict(aliases))} if aliases else {})
     with new_file(path) as work:
         safetensors.torch.save_file(plain, work, metadata=metadata)
+        archive.in_order(work)
 
 
 def save_weights(path: str | Path, model: nn.Module) -> None:
