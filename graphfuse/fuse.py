@@ -16,8 +16,10 @@ from graphfuse.alignment import Prepared, Progress, match, prepare
 from graphfuse.average import average, shares_of
 from graphfuse.calibrate import Calibration, calibrate
 from graphfuse.capture import duplicate, state_of
+from graphfuse.closeness import closeness
 from graphfuse.config import FuseConfig
 from graphfuse.errors import CheckpointError, DataError
+from graphfuse.footprint import footprint
 from graphfuse.lockstep import batches, parted
 from graphfuse.partial import extra, widened
 from graphfuse.prepared import Config
@@ -116,27 +118,42 @@ def fuse(
     def prepare_for(settings: FuseConfig) -> Prepared:
         return prepare(models, args, kwargs, data=given, config=settings, rules=rules, progress=progress)
 
+    def attempt(prepared: Prepared) -> tuple[nn.Module, Alignment]:
+        made = _run(prepared, _Clock(), rules)
+        return made.model, made.alignment
+
     first: FuseResult | None = None
     if into is None or len(models) != 1:
         tried: tuple[Tried, ...] = ()
         if settings.method == "auto" and alignment is None:
-            settings, tried = search(settings, prepare_for, lambda prepared: _run(prepared, _Clock(), rules)[:2], score)
+            settings, tried = search(settings, prepare_for, attempt, score)
             clock.lap("search")
         prepared = prepare_for(settings)
         clock.lap("trace")
-        model, found, calibration, descents = _run(prepared, clock, rules, progress, alignment)
-        first = FuseResult(model, found, _report(prepared, found, calibration, descents, tried, clock))
+        made = _run(prepared, clock, rules, progress, alignment)
+        first = FuseResult(made.model, made.alignment, _report(prepared, made, tried, clock))
     if into is None:
         assert first is not None
         return first
     clock, whole = _Clock(), models[0] if first is None else first.model
     prepared, resized = resize(whole, into, args, kwargs, given, settings, rules)
     clock.lap("match")
-    model, _, calibration, descents = _finished(prepared, resized, prepared.models[0], clock, progress)
-    report = _report(prepared, resized, calibration, descents, (), clock)
+    made = replace(_finished(prepared, resized, prepared.models[0], clock, progress), alignment=resized)
+    report = _report(prepared, made, (), clock)
     if first is None:
-        return FuseResult(model, resized, report, resized)
-    return FuseResult(model, first.alignment, {**first.report, "into": report}, resized)
+        return FuseResult(made.model, resized, report, resized)
+    return FuseResult(made.model, first.alignment, {**first.report, "into": report}, resized)
+
+
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """A finished model, the alignment that it was made by, and what is known about how it was made."""
+
+    model: nn.Module
+    alignment: Alignment
+    calibration: Calibration | None
+    descents: Mapping[str, Descent]
+    outputs: Mapping[str, Any] | None
 
 
 def _run(
@@ -145,7 +162,7 @@ def _run(
     rules: Iterable[Any] = (),
     progress: Progress | None = None,
     given: Alignment | None = None,
-) -> tuple[nn.Module, Alignment, Calibration | None, dict[str, Descent]]:
+) -> _Made:
     """Match, average, calibrate, refine."""
     alignment = match(prepared, progress) if given is None else reused(prepared, given)
     target = prepared.config.target
@@ -155,13 +172,13 @@ def _run(
         return _finished(prepared, alignment, _copied(prepared.models[target]), clock, progress)
     wide, wider = widened(prepared, alignment, more, rules)
     clock.lap("widen")
-    model, found, calibration, descents = _finished(wide, wider, wide.models[0], clock, progress)
-    return model, replace(found, target=target, models=found.models[1:]), calibration, descents
+    made = _finished(wide, wider, wide.models[0], clock, progress)
+    return replace(made, alignment=replace(made.alignment, target=target, models=made.alignment.models[1:]))
 
 
 def _finished(
     prepared: Prepared, alignment: Alignment, model: nn.Module, clock: _Clock, progress: Progress | None
-) -> tuple[nn.Module, Alignment, Calibration | None, dict[str, Descent]]:
+) -> _Made:
     """Average, calibrate and refine aligned models, and write the result into this one of the target's shapes."""
     shares, refine, descents = shares_of(prepared), prepared.config.refine, dict[str, Descent]()
     if prepared.data and refine.what in ("maps", "both"):
@@ -184,7 +201,9 @@ def _finished(
         seed = prepared.config.seed
         descents["weights"] = refine_weights(model, prepared.models, shares, seen, held, refine, seed, progress)
         clock.lap("refine weights")
-    return model, alignment, calibration, descents
+    outputs = closeness(prepared, state, model)
+    clock.lap("judge")
+    return _Made(model, alignment, calibration, descents, outputs)
 
 
 @torch.no_grad()
@@ -250,15 +269,9 @@ class _Clock:
         logger.info("%s: %.1f s", stage, self.laps[stage])
 
 
-def _report(
-    prepared: Prepared,
-    alignment: Alignment,
-    calibration: Calibration | None,
-    descents: Mapping[str, Descent],
-    tried: Sequence[Tried],
-    clock: _Clock,
-) -> dict[str, Any]:
+def _report(prepared: Prepared, made: _Made, tried: Sequence[Tried], clock: _Clock) -> dict[str, Any]:
     graph, shares = prepared.correspondence.graph, shares_of(prepared)
+    alignment, calibration = made.alignment, made.calibration
     found = [*(note.message for note in graph.notes), *alignment.notes, *(calibration.notes if calibration else ())]
     notes = list(dict.fromkeys(found))
     for note in notes:
@@ -281,8 +294,10 @@ def _report(
         "alignment": alignment.to_json(),
         "calibration": calibration.to_json() if calibration else None,
         "tried": [asdict(entry) for entry in tried],
-        "refinement": {name: asdict(descent) for name, descent in descents.items()},
+        "refinement": {name: asdict(descent) for name, descent in made.descents.items()},
+        "outputs": made.outputs,
         "seconds": {**clock.laps, "total": round(sum(clock.laps.values()), 3)},
+        "memory": footprint(prepared.states),
         "notes": notes,
     }
 

@@ -1,47 +1,37 @@
-"""Pages, pictures and charts: right, escaped, self-contained, and alive in a real browser."""
+"""Pages, pictures, charts and heat maps: right, escaped, self-contained. A real browser opens them in test_browser."""
 
 from __future__ import annotations
 
-import html as escaping
 import itertools
 import json
 import re
-import shutil
-import subprocess
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from models import ResNet, UNet
+from samples import axis, deep, node
 from torch import Tensor, nn
 
 import graphfuse
+from graphfuse.aligned import Aligned, Alignment
+from graphfuse.axes import SymmetryClass
+from graphfuse.maps import AxisMap
 from graphfuse.report import charts, html
 from graphfuse.report.cards import cards_of
 from graphfuse.report.columns import LARGEST, columns_of
+from graphfuse.report.couplings import binned, count, couplings
 from graphfuse.report.explorer import explorer
 from graphfuse.report.graphdata import describe, graph_json, leaves
+from graphfuse.report.heatmaps import heatmaps
 from graphfuse.report.layering import Box, draw
+from graphfuse.report.layers import by_depth
+from graphfuse.report.outcome import outcome, outcome_words
+from graphfuse.report.pages import fuse_page, graph_page
 from graphfuse.report.picture import picture
 from graphfuse.report.words import structure
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def node(id: str, op: str, inputs: tuple[str, ...] = (), dims: Any = None, shape: Any = None, **more: Any) -> dict:
-    common = {"kind": "op", "module": "", "source": "", "tensors": []}
-    return {**common, "id": id, "op": op, "inputs": list(inputs), "dims": dims, "shape": shape, **more}
-
-
-def axis(id: int, role: str, size: int, touches: tuple[tuple[str, int], ...], **more: Any) -> dict:
-    common = {"class": "permutation", "context": [], "free": True, "reasons": []}
-    return {
-        **common, "id": id, "name": f"{role}.{id}", "role": role, "size": size,
-        "touches": [{"tensor": tensor, "dim": dim} for tensor, dim in touches], **more,
-    }  # fmt: skip
+from graphfuse.symmetry import Axis
 
 
 @pytest.fixture
@@ -232,34 +222,6 @@ def test_the_explorer_of_a_huge_graph_has_no_picture(graph: dict) -> None:
 # ---------------------------------------------------------------- charts, page
 
 
-def deep(layers: int) -> dict:
-    """A chain of residual blocks of seven ops each, two of them with parameters."""
-    axes, tensors, nodes = [], [], [node("x", "x", kind="input", dims=[[], [0]], shape=[1, 6])]
-    stream = "x"
-    for i in range(layers):
-        h, names = i + 1, (f"layer.{i}.up.weight", f"layer.{i}.down.weight")
-        axes.append(axis(h, "hidden", 9, ((names[0], 0), (names[1], 1))))
-        tensors += [
-            {"name": names[0], "shape": [9, 6], "dims": [[h], [0]]},
-            {"name": names[1], "shape": [6, 9], "dims": [[0], [h]]},
-        ]
-        before = stream
-        for op in ("norm", "up", "relu", "mul", "view", "down", "add"):
-            inside = op in ("up", "relu", "mul", "view")
-            inputs = (before, stream) if op == "add" else (before,)
-            read = (names[op == "down"],) if op in ("up", "down") else ()
-            module = f"layer.{i}" + (f".{op}" if read else "")
-            dims, shape = [[], [h if inside else 0]], [1, 9 if inside else 6]
-            nodes.append(node(f"{op}{i}", op, inputs, dims, shape, module=module, tensors=list(read)))
-            before = f"{op}{i}"
-        stream = before
-    touches = tuple((name, d) for name, d in zip((t["name"] for t in tensors), (1, 0) * layers, strict=True))
-    return {
-        "name": "Deep", "parameters": 108 * layers, "free_fraction": 1.0, "method": "export", "notes": [],
-        "axes": [axis(0, "residual", 6, touches), *axes], "tensors": tensors, "nodes": nodes,
-    }  # fmt: skip
-
-
 def test_a_graph_of_two_thousand_nodes_is_drawn_on_a_page_of_modest_size() -> None:
     graph = deep(300)
     assert len(graph["nodes"]) == 2101
@@ -331,74 +293,129 @@ def test_page_is_escaped_and_complete_in_itself(graph: dict) -> None:
     assert shown.count("<main>") == 1
 
 
-PROBE = """
-<script>
-window.found = { errors: window.found.errors };
-setTimeout(() => {
-  const found = window.found, one = document.querySelector("#explorer-one");
-  const lit = () => one.querySelectorAll(".graph .on").length;
-  const button = one.querySelector('.axis-list > li[data-axis="4"] button');
-  found.before = lit();
-  button.click();
-  found.lit = lit();
-  found.pressed = button.getAttribute("aria-pressed");
-  found.touches = one.querySelector('.axis-list > li[data-axis="4"] .touches').hidden;
-  found.cards = [...one.querySelectorAll(".card.on")].map((card) => card.dataset.find);
-  one.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
-  found.after = lit();
-  const input = one.querySelector("input");
-  input.value = "INNER.both";
-  input.dispatchEvent(new Event("input"));
-  found.matches = one.querySelectorAll(".card.found").length;
-  found.told = one.querySelector(".matches").textContent;
-  found.here = one.querySelectorAll(".card.here").length;
-  found.listed = [...one.querySelectorAll(".axis-list > li")].filter((row) => !row.hidden).length;
-  const view = one.querySelector(".graph").getAttribute("viewBox");
-  one.querySelector('[data-zoom="in"]').click();
-  found.zoomed = view !== one.querySelector(".graph").getAttribute("viewBox");
-  const panels = [...document.querySelectorAll("[role=tabpanel]")];
-  found.shown = panels.map((panel) => !panel.hidden);
-  document.querySelectorAll("[role=tab]")[1].click();
-  found.switched = panels.map((panel) => !panel.hidden);
-  found.wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
-  const out = document.createElement("script");
-  out.type = "application/json";
-  out.id = "found";
-  out.textContent = JSON.stringify(found);
-  document.body.append(out);
-}, 300);
-</script>
-"""
-WATCH = """<script>
-window.found = { errors: [] };
-addEventListener("error", (event) => window.found.errors.push(String(event.message)));
-console.error = (...words) => window.found.errors.push(words.join(" "));
-</script>"""
+# ------------------------------------------------------------------ heat maps
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here to open the page in")
-@pytest.mark.parametrize("size", ["1280,900", "390,800"])
-def test_the_page_works_in_a_browser(graph: dict, tmp_path: Path, size: str) -> None:
-    sections = [html.Section("Graphs", html.tabs({"One": explorer(graph, "one"), "Two": explorer(graph, "two")}, "t"))]
-    content = html.page("Page", sections).replace("<style>", WATCH + "<style>").replace("</body>", PROBE + "</body>")
-    path = tmp_path / "page.html"
-    path.write_text(content, encoding="utf-8")
-    command = [
-        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={size}", "--virtual-time-budget=3000", "--dump-dom",
-        path.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    answer = re.search(r'<script type="application/json" id="found">(.*?)</script>', done.stdout, re.DOTALL)
-    assert answer is not None, done.stderr[-2000:]
-    found = json.loads(escaping.unescape(answer[1]))
-    assert found["errors"] == []
-    assert found["before"] == 0 and found["lit"] > 0 and found["after"] == 0
-    assert found["pressed"] == "true" and found["touches"] is False
-    assert any("inner.both" in words for words in found["cards"]) and any("out.weight" in w for w in found["cards"])
-    assert found["matches"] == 1 and found["listed"] == 4
-    assert found["told"] == "1 of 1" and found["here"] == 1
-    assert found["zoomed"]
-    assert found["shown"] == [True, False] and found["switched"] == [False, True]
-    assert found["wide"] == 0  # nothing sticks out sideways
+def alignment(*found: AxisMap, sizes: dict[int, tuple[int, int]]) -> Alignment:
+    """Of two models, the second with these maps; ``sizes`` are those of each axis in both."""
+    axes = tuple(
+        Axis(id, f"hidden.{id}", "hidden", own, SymmetryClass.PERMUTATION, (), ()) for id, (own, _) in sizes.items()
+    )
+    part = Aligned({id: other for id, (_, other) in sizes.items()}, {one.axis: one for one in found})
+    own = Aligned({id: size for id, (size, _) in sizes.items()})
+    return Alignment(0, "weights", axes, {}, {}, (own, part))
+
+
+def test_couplings_show_which_units_are_used_where() -> None:
+    order = torch.tensor([2, 0, 1])
+    plan = torch.tensor([[0.0, 0.0, 0.3, 0.2], [0.3, 0.2, 0.0, 0.0]])
+    turn = torch.linalg.qr(torch.randn(5, 5)).Q
+    maps = (
+        AxisMap(1, index=order), AxisMap(2, plan=plan), AxisMap(3, matrix=torch.stack([turn, turn])),
+    )  # fmt: skip
+    one, two, three = couplings(alignment(*maps, sizes={1: (3, 3), 2: (2, 4), 3: (5, 5)}), 1)
+    assert (one.kind, two.kind, three.kind) == ("permutation", "coupling", "rotation")
+    assert one.shares.tolist() == [[0, 0, 1], [1, 0, 0], [0, 1, 0]] and torch.equal(one.matched, torch.eye(3))
+    torch.testing.assert_close(two.shares, plan * 2)
+    torch.testing.assert_close(two.matched, plan[:, [2, 3, 0, 1]] * 2)
+    torch.testing.assert_close(three.shares, turn.square())
+    assert one.peak == 1 and two.peak == pytest.approx(0.6) and two.sizes == (2, 4)
+
+
+def test_members_of_a_family_are_those_of_matched_contexts() -> None:
+    heads = AxisMap(1, index=torch.tensor([1, 0]))
+    inner = torch.stack([torch.stack([torch.randperm(3) for _ in range(2)]) for _ in range(2)])
+    found = alignment(heads, AxisMap(2, context=(1,), index=inner), sizes={1: (2, 2), 2: (3, 3)})
+    first, second = (one for one in couplings(found, 1) if one.axis.id == 2)
+    assert (first.label, second.label) == ("hidden.1 0 from 1", "hidden.1 1 from 0")
+    assert first.shares.argmax(-1).tolist() == inner[0, 1].tolist()
+    assert second.shares.argmax(-1).tolist() == inner[1, 0].tolist()
+    assert count(found, 1, found.axes[1]) == 2 and len(list(couplings(found, 1, most=1))) == 2
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 12))
+def test_binned_matrices_keep_their_row_sums(rows: int, columns: int, cells: int) -> None:
+    shares = torch.rand(rows, columns).softmax(-1)
+    small = binned(shares, cells)
+    assert small.shape == (min(rows, cells), min(columns, cells))
+    torch.testing.assert_close(small.sum(-1), torch.ones(len(small)))
+    if rows <= cells and columns <= cells:
+        torch.testing.assert_close(small, shares)
+    order = torch.randperm(rows)
+    (one,) = couplings(alignment(AxisMap(1, index=order), sizes={1: (rows, rows)}), 1, cells=cells)
+    torch.testing.assert_close(one.shares, binned(torch.eye(rows)[order], cells))
+
+
+def test_nothing_mapped_is_no_heat_map_and_names_are_escaped() -> None:
+    assert heatmaps(alignment(sizes={}), "a") == ""
+    found = alignment(AxisMap(1, index=torch.arange(3)), sizes={1: (3, 3)})
+    odd = Axis(1, "</script><b>", "hidden", 3, SymmetryClass.PERMUTATION, (), ())
+    shown = heatmaps(Alignment(0, "weights", (odd,), {}, {}, found.models), "a")
+    assert shown.count("</script>") == 1 and "<b>" not in shown
+
+
+# -------------------------------------------------------------------- outcome
+
+
+def test_the_outcome_is_said_with_and_without_labels() -> None:
+    rows = {"parents": [0.91, None], "ensemble": 0.93, "plain": float("nan"), "fused": 0.9}
+    curve = {"points": [0, 0.5, 1], "before": [0.91, float("nan"), 0.9], "after": None}
+    found = {"metric": "R2", "higher_is_better": True, "rows": rows, "curve": curve}
+    report = {"models": [{}, {}], "evaluation": found}
+    assert (
+        outcome_words(report) == "R2: the fused model reaches 0.900, the models 0.910 and –, their plain average nan."
+    )
+    shown = outcome(report)
+    assert "R2 (the higher the better)" in shown and "<td class='number'>-0.010</td>" in shown
+    assert shown.count('class="line') - shown.count('class="line a" d="M1 6') == 1  # in the chart, beside its legend
+    apart = {"inputs": 12, "models": [0.2, 0.3], "average": 0.4, "fused": 0.05}
+    words = outcome_words({"models": [{}, {}], "outputs": apart})
+    assert "On 12 unlabelled inputs" in words and "are 0.050 from" in words and "average's 0.400" in words
+    assert "<td class='number strong'>0.4000</td>" in outcome({"models": [{}, {}], "outputs": apart})
+    assert outcome({"models": [{}], "outputs": None}) == "" == outcome_words({"models": [{}]})
+
+
+def test_axes_are_listed_in_order_of_depth(graph: dict) -> None:
+    names = ["fixed.9", "head_dim_vo.4", "heads.2", "residual.1", "strange.0"]
+    report = {"alignment": {"axes": [{"name": name} for name in reversed(names)]}}
+    listed = [axis["name"] for axis in by_depth(report, graph)]
+    assert listed[-2:] == ["fixed.9", "strange.0"] and set(listed[:3]) == set(names[1:4])
+
+
+def test_pages_of_a_model_and_of_a_fusion() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(self.b(self.a(x).relu()).relu())
+
+    result = graphfuse.fuse([Net(), Net()], data=[torch.randn(32, 4)])
+    graph = graphfuse.trace(result.model, (torch.randn(2, 4),))
+    titles = re.findall("<h2>(.*?)</h2>", fuse_page(graph, result.report, result.alignment))
+    assert titles == ["Outcome", "Models", "Labelled graph", "Couplings", "Matching by layer", "Calibration by layer",
+                      "What is fixed, and why", "Time and memory"]  # fmt: skip
+    bare = fuse_page(graph, {**result.report, "outputs": None, "specs": ["a<b>", "c"]})
+    assert "Outcome" not in bare and "Couplings" not in bare and "0: a&lt;b&gt;" in bare
+    assert "What is fixed, and why" in graph_page(graph)
+
+
+def test_the_report_says_how_near_the_outputs_are_and_what_it_took() -> None:
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+
+    a, b, x = net(), net(), torch.randn(200, 4)
+    result = graphfuse.fuse([a, b], data=x.split(100))
+    found = result.report["outputs"]
+    with torch.no_grad():
+        outputs = [model(x) for model in (a, b, result.model)]
+    mean = (outputs[0] + outputs[1]) / 2
+    distances = [float((output - mean).square().mean() / mean.var(correction=0)) for output in outputs]
+    assert found["inputs"] == 200  # two whole batches
+    assert [*found["models"], found["fused"]] == pytest.approx(distances, rel=1e-4)
+    assert found["fused"] < found["average"]
+    memory = result.report["memory"]
+    assert memory["models"] == 2 * 4 * (4 * 8 + 8 + 8 * 2 + 2) and memory["process"] > 50 * 2**20
+    assert memory["device"] is None
+    assert graphfuse.fuse([a, b], x[:2]).report["outputs"] is None

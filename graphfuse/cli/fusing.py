@@ -168,7 +168,7 @@ class _Written:
         (folder / "report.json").write_text(json.dumps(report, indent=2, default=str) + "\n", encoding="utf-8")
         (folder / "config.yaml").write_text(f"{AGAIN}{run.to_yaml()}", encoding="utf-8")
         graph = trace(result.model, found.args, found.kwargs, rules=run.rules, outputs=run.outputs)
-        (folder / "report.html").write_text(fuse_page(graph, report), encoding="utf-8")
+        (folder / "report.html").write_text(fuse_page(graph, report, result.alignment), encoding="utf-8")
         return report
 
 

@@ -32,7 +32,7 @@ def explorer(graph: Json, key: str) -> str:
         f'<div class="explorer" id="explorer-{escape(key)}">'
         f'<p class="summary">{_summary(graph, len(free))}</p>{_legend(free)}'
         f'<div class="stage">{_stage(graph)}</div>'
-        f'<div class="axes"><h4>Free axes</h4>{_table(free, graph)}{_fixed(fixed)}</div></div>'
+        f'<div class="axes"><h3>Free axes</h3>{_table(free, graph)}{_fixed(fixed)}</div></div>'
     )
 
 
@@ -121,6 +121,7 @@ def _fixed(axes: list[Json]) -> str:
     )
     return (
         f'<details><summary>{count} of parameters, and why</summary><div class="scroll"><table>'
-        f'<thead><tr><th>Parameters</th><th class="number">Size</th><th>Fixed by</th></tr></thead><tbody>{rows}</tbody>'
+        f'<thead><tr><th scope="col">Parameters</th><th scope="col" class="number">Size</th>'
+        f'<th scope="col">Fixed by</th></tr></thead><tbody>{rows}</tbody>'
         "</table></div></details>"
     )

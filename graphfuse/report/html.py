@@ -49,7 +49,7 @@ def page(title: str, sections: Sequence[Section], *, lead: str = "", facts: Mapp
         "facts": _facts(facts or {}),
         "sections": "\n".join(_section(section, used) for section in sections),
         "style": _asset("page.css"),
-        "script": _asset("page.js"),
+        "script": _asset("page.js") + _asset("heat.js"),
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _asset("page.html"))
 
@@ -67,6 +67,11 @@ def heading(words: str) -> str:
 def bullets(items: Sequence[str]) -> str:
     """A list of sentences."""
     return f'<ul class="remarks">{"".join(f"<li>{escape(item)}</li>" for item in items)}</ul>' if items else ""
+
+
+def folded(summary: str, body: str) -> str:
+    """HTML that is seen when its summary is opened."""
+    return f"<details><summary>{escape(summary)}</summary>{body}</details>"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Cell]], *, strong: Sequence[int] = (), digits: int = 1) -> str:

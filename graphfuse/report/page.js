@@ -26,8 +26,24 @@ document.documentElement.classList.add("script");
   });
   document.addEventListener("focusout", () => { tip.hidden = true; });
   document.addEventListener("scroll", () => { tip.hidden = true; }, true);
-  for (const mark of document.querySelectorAll(".mark")) mark.setAttribute("tabindex", "0");
 })();
+
+/* Charts: one stop for the Tab key in each, arrow keys from point to point. */
+for (const chart of document.querySelectorAll(".chart")) {
+  const marks = [...chart.querySelectorAll(".mark")];
+  for (const [i, mark] of marks.entries()) {
+    mark.setAttribute("tabindex", i ? "-1" : "0");
+    mark.addEventListener("keydown", (event) => {
+      const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+      if (!step) return;
+      event.preventDefault();
+      const next = marks[(i + step + marks.length) % marks.length];
+      mark.setAttribute("tabindex", "-1");
+      next.setAttribute("tabindex", "0");
+      next.focus();
+    });
+  }
+}
 
 /* Tabs: one panel at a time, arrow keys between them. */
 for (const group of document.querySelectorAll(".tabs")) {

@@ -5,58 +5,84 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from graphfuse.aligned import Alignment
 from graphfuse.report.explorer import explorer
 from graphfuse.report.graphdata import graph_json
+from graphfuse.report.heatmaps import heatmaps
 from graphfuse.report.html import Cell, Section, bullets, page, table
-from graphfuse.symmetry import SymmetryGraph
+from graphfuse.report.layers import by_depth, calibration, matching
+from graphfuse.report.outcome import outcome, outcome_words
+from graphfuse.report.words import reasons, sizes_of, starred, structure
+from graphfuse.symmetry import Axis, SymmetryGraph
 
 Json = Mapping[str, Any]
+SHOWN = 4
+
+GRAPH = (
+    "A card is an op, a tile on it a parameter, coloured along its rows and columns; a wire carries a strand for each "
+    "axis that may be permuted. Pick an axis to see what it moves, or click a card to step through its axes."
+)
+COUPLINGS = (
+    "Which units of a model the target's units are made of, axis by axis: rows are the target's units, columns the "
+    "model's, and each row sums to one. Of a rotation these are the squared entries."
+)
+MATCHING = "Agreement is the mean correlation of matched units; before is that of unit i with unit i."
+CALIBRATION = (
+    "The squared error of each solved layer's output on held-out inputs, as a share of the mean square of what it "
+    "should be, with the averaged and with the calibrated weight."
+)
+FIXED = "What keeps axes from being permuted; they are averaged as they are."
 
 
 def graph_page(graph: SymmetryGraph) -> str:
     """One model's labelled graph: which dimensions may be permuted together, and why the others may not."""
     name = type(graph.model).__name__
     notes = [note.message for note in graph.notes]
-    sections = [Section("Labelled graph", explorer(graph_json(graph), "graph"))]
-    if notes:
-        sections.append(Section("Notes", bullets(notes)))
-    return page(f"{name}: symmetries", sections, facts=_facts(graph))
+    sections = [
+        Section("Labelled graph", explorer(graph_json(graph), "graph"), GRAPH),
+        Section("In words", bullets(structure(graph))),
+        Section("What is fixed, and why", _fixed(graph), FIXED),
+        Section("Notes", bullets(notes)),
+    ]
+    return page(f"{name}: symmetries", _filled(sections), facts=_facts(graph))
 
 
-def fuse_page(graph: SymmetryGraph, report: Json) -> str:
-    """What a fusion did: the models, how well their units are matched, calibration, seconds, and the labelled graph.
+def fuse_page(graph: SymmetryGraph, report: Json, alignment: Alignment | None = None) -> str:
+    """What a fusion did: how good the result is, how units were matched, what was fixed, seconds and memory.
 
     Parameters
     ----------
     graph : SymmetryGraph
         Of the fused model.
     report : dict
-        As :func:`graphfuse.fuse` returns it.
+        As :func:`graphfuse.fuse` returns it. ``specs`` may name the models, ``evaluation`` may have what they reach by
+        a metric, as :mod:`graphfuse.report.outcome` says.
+    alignment : Alignment, optional
+        The maps, which are shown as heat maps.
     """
-    models = report["models"]
-    specs = report.get("specs") or [f"model {k}" for k in range(len(models))]
-    rows: list[list[Cell]] = [
-        [f"{k}: {spec}", model["class"], f"{model['parameters']:,}", f"{model['share']:.0%}", _shape(model["target"])]
-        for k, (spec, model) in enumerate(zip(specs, models, strict=True))
-    ]
+    models, data = report["models"], graph_json(graph)
     sections = [
-        Section("Models", table(["model", "class", "parameters", "share", ""], rows)),
-        Section(
-            "Matching",
-            _matching(report["alignment"]),
-            "Agreement is the mean correlation of matched units; before is that of unit i with unit i.",
-        ),
-        Section("Seconds", table(["stage", "seconds"], [[k, v] for k, v in report["seconds"].items()], digits=2)),
-        Section("Labelled graph", explorer(graph_json(graph), "graph")),
+        Section("Outcome", outcome(report)),
+        Section("Models", _models(report)),
+        Section("Labelled graph", explorer(data, "graph"), GRAPH),
+        Section("Couplings", heatmaps(alignment, "maps") if alignment is not None else "", COUPLINGS),
+        Section("Matching by layer", matching(report, by_depth(report, data)), MATCHING),
+        Section("Calibration by layer", calibration(report), CALIBRATION),
+        Section("What is fixed, and why", _fixed(graph), FIXED),
+        Section("What was tried", _tried(report)),
+        Section("Time and memory", _costs(report)),
+        Section("Notes", bullets(report["notes"])),
     ]
-    if report["notes"]:
-        sections.append(Section("Notes", bullets(report["notes"])))
-    lead = f"{len(models)} models of the class {models[0]['class']} fused, matched by {report['alignment']['method']}."
-    return page("Fusion", sections, lead=lead, facts={"inputs": str(report["inputs"]), **_facts(graph)})
+    lead = f"{len(models)} model{'s' * (len(models) != 1)} of the class {models[0]['class']} fused, matched by "
+    lead += (
+        f"{'activations and weights' if report['alignment']['method'] == 'both' else report['alignment']['method']}."
+    )
+    facts = {"inputs": str(report["inputs"]), **_facts(graph), "seconds": f"{report['seconds']['total']:.1f}"}
+    return page("Fusion", _filled(sections), lead=f"{lead} {outcome_words(report)}".strip(), facts=facts)
 
 
-def _shape(target: bool) -> str:
-    return "the result has its shape" if target else ""
+def _filled(sections: list[Section]) -> list[Section]:
+    return [section for section in sections if section.body]
 
 
 def _facts(graph: SymmetryGraph) -> dict[str, str]:
@@ -68,13 +94,46 @@ def _facts(graph: SymmetryGraph) -> dict[str, str]:
     }
 
 
-def _matching(alignment: Json) -> str:
-    rows: list[list[Cell]] = []
-    for k, model in enumerate(alignment["models"]):
-        for axis in alignment["axes"]:
-            found = model["agreement"].get(axis["name"])
-            if found is not None:
-                sizes = str(axis["size"]), str(model["sizes"][axis["name"]])
-                rows.append([f"{k}: {axis['name']}", *sizes, found["value"], found["before"], f"{found['moved']:.0%}"])
-    head = ["model: axis", "size", "from", "agreement", "before", "units moved"]
-    return table(head, rows, strong=[3], digits=3) if rows else bullets(["Nothing was measured."])
+def _models(report: Json) -> str:
+    specs = report.get("specs") or [f"model {k}" for k in range(len(report["models"]))]
+    rows: list[list[Cell]] = [
+        [
+            f"{k}: {spec}" if report.get("specs") else str(spec), model["class"], f"{model['parameters']:,}",
+            f"{model['share']:.0%}", "the result has its shape" if model["target"] else "",
+        ]
+        for k, (spec, model) in enumerate(zip(specs, report["models"], strict=True))
+    ]  # fmt: skip
+    return table(["model", "class", "parameters", "share", "role"], rows)
+
+
+def _fixed(graph: SymmetryGraph) -> str:
+    rows: list[list[Cell]] = [
+        [why, str(len(axes)), sizes_of(axes), ", ".join(dict.fromkeys(map(_where, axes[:SHOWN])))]
+        for why, axes in reasons(graph)
+    ]
+    return table(["reason", "axes", "sizes", "for example"], rows) if rows else ""
+
+
+def _where(axis: Axis) -> str:
+    return f"{starred(axis.touches[0].tensor)}[{axis.touches[0].dim}]" if axis.touches else axis.name
+
+
+def _tried(report: Json) -> str:
+    rows: list[list[Cell]] = [
+        [
+            ", ".join(f"{name} {value}" for name, value in entry["settings"].items()) or "as it is by default",
+            entry["score"], f"{entry['seconds']:.1f}", entry["reason"] or "",
+        ]
+        for entry in report.get("tried") or ()
+    ]  # fmt: skip
+    return table(["settings", "score", "seconds", ""], rows, strong=[1], digits=4) if rows else ""
+
+
+def _costs(report: Json) -> str:
+    rows: list[list[Cell]] = [[stage.replace("_", " "), seconds] for stage, seconds in report["seconds"].items()]
+    shown = table(["stage", "seconds"], rows, digits=2)
+    names = {"models": "tensors of the models", "process": "most that the process held", "device": "most on the device"}
+    memory: list[list[Cell]] = [
+        [names.get(key, key), size / 2**20] for key, size in (report.get("memory") or {}).items() if size is not None
+    ]
+    return shown + (table(["memory", "MiB"], memory) if memory else "")

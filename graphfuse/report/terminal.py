@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from graphfuse.aligned import Alignment
-from graphfuse.report.words import starred, structure
+from graphfuse.report.words import reasons, sizes_of, starred, structure
 from graphfuse.symmetry import Axis, SymmetryGraph
 from graphfuse.verify import Verification
 
@@ -98,16 +98,11 @@ def axes_table(graph: SymmetryGraph, every: bool = False) -> Table:
 
 def fixed_table(graph: SymmetryGraph) -> Table:
     """Why axes are fixed, the commonest reason first."""
-    groups: dict[str, list[Axis]] = {}
-    for axis in graph.fixed:
-        groups.setdefault(axis.reasons[0].why, []).append(axis)
     rows = []
-    for why, axes in sorted(groups.items(), key=lambda item: -len(item[1])):
-        sizes = sorted({axis.size for axis in axes})
-        listed = ", ".join(map(str, sizes[:6])) + (", ..." if len(sizes) > 6 else "")
+    for why, axes in reasons(graph):
         axis = axes[0]
         example = f"{axis.touches[0].tensor}[{axis.touches[0].dim}]" if axis.touches else axis.name
-        rows.append((why, str(len(axes)), listed, f"{example}: {axis.reasons[0]}"))
+        rows.append((why, str(len(axes)), sizes_of(axes), f"{example}: {axis.reasons[0]}"))
     return _table("fixed axes", ("reason", "count", "sizes", "for example"), rows)
 
 

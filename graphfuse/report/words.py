@@ -33,6 +33,20 @@ def structure(graph: SymmetryGraph, most: int = MOST) -> list[str]:
     return lines if len(lines) <= most else [*lines[: most - 1], f"... and {len(lines) - most + 1} more of this kind"]
 
 
+def reasons(graph: SymmetryGraph) -> list[tuple[str, list[Axis]]]:
+    """Why axes are fixed, with the axes that are, the commonest reason first."""
+    groups: dict[str, list[Axis]] = {}
+    for axis in graph.fixed:
+        groups.setdefault(axis.reasons[0].why, []).append(axis)
+    return sorted(groups.items(), key=lambda item: -len(item[1]))
+
+
+def sizes_of(axes: Iterable[Axis], most: int = 6) -> str:
+    """Sizes that axes have, each once."""
+    sizes = sorted({axis.size for axis in axes})
+    return ", ".join(map(str, sizes[:most])) + (", ..." if len(sizes) > most else "")
+
+
 def _streams(graph: SymmetryGraph) -> Iterator[str]:
     for axis in _of_role(graph, "residual"):
         tensors = len({touch.tensor for touch in axis.touches})
