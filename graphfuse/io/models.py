@@ -1,51 +1,71 @@
-"""Models by name, on the command line: a factory with a checkpoint, or a transformers directory."""
+"""Models by name: a factory, timm or torchvision with a checkpoint, a program, or a transformers directory."""
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+import yaml
 from torch import nn
 
 from graphfuse.errors import ModelSpecError
-from graphfuse.io import pretrained
-from graphfuse.io.checkpoints import load_into, load_state, must_be_finite, save_weights
+from graphfuse.io import libraries, pretrained
+from graphfuse.io.checkpoints import Checkpoint, load_state, save_weights
+from graphfuse.io.examples import cast
+from graphfuse.io.fitting import fit, load_into, must_be_finite
+from graphfuse.io.images import Preprocess
+from graphfuse.io.precision import Dtypes, computed_in, floating, words
 from graphfuse.io.specs import describe, find
 
 FORMS = """  expected: package.module:factory                          a function that returns the model, as it is
             package.module:factory@weights.safetensors      the same, with weights from a file
+            package.module:factory,width=64@weights.pt      the same, with arguments for the function
+            timm:NAME@weights or torchvision:NAME@weights   a model of these libraries, with weights from a file
             path/to/directory                               of transformers: config.json and *.safetensors"""
+OPTION = r",([A-Za-z_]\w*)=([^,@]*)"
+SPEC = re.compile(
+    r"(?P<module>[A-Za-z_][\w.]*):(?P<name>[\w.-]+)(?P<options>(?:,[A-Za-z_]\w*=[^,@]*)*)(?:@(?P<checkpoint>.+))?"
+)
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model's name, taken apart."""
+    """A model's name, taken apart; ``options`` are keyword arguments for what builds it."""
 
     text: str
-    kind: Literal["factory", "transformers"]
-    target: str  # package.module:factory, or the directory
+    kind: Literal["factory", "timm", "torchvision", "transformers"]
+    target: str  # package.module:factory, the library's name for it, or the path
     checkpoint: str | None = None
+    options: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A model in eval mode, where it came from, and example inputs (``(args, kwargs)``) if its makers gave any."""
+    """A model in eval mode, where it came from, and example inputs (``(args, kwargs)``) if its makers gave any.
+
+    ``stored`` has the dtypes of the floating tensors in the file, which :func:`save_model` goes back to; empty where
+    the model is to be written as it is. ``preprocess`` says what it wants of images, where its library knows.
+    """
 
     model: nn.Module
     spec: ModelSpec
     notes: tuple[str, ...] = ()
     example: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+    stored: Dtypes = field(default_factory=dict)
+    preprocess: Preprocess | None = None
 
 
 def parse_spec(text: str) -> ModelSpec:
     """Take a model's name apart.
 
-    >>> parse_spec("nets:net@a.safetensors").checkpoint
-    'a.safetensors'
+    >>> spec = parse_spec("nets:net,width=64@a.safetensors")
+    >>> spec.target, spec.options, spec.checkpoint
+    ('nets:net', (('width', 64),), 'a.safetensors')
 
     Raises
     ------
@@ -56,18 +76,47 @@ def parse_spec(text: str) -> ModelSpec:
         if not (Path(text) / "config.json").is_file():
             raise ModelSpecError(f"the directory {text} holds no config.json, so it is no transformers model.\n{FORMS}")
         return ModelSpec(text, "transformers", text)
-    found = re.fullmatch(r"(?P<target>[A-Za-z_][\w.]*:[A-Za-z_][\w.]*)(?:@(?P<checkpoint>.+))?", text)
+    found = SPEC.fullmatch(text)
     if found is None:
         hint = "; there is no such directory" if "/" in text else ""
         raise ModelSpecError(f"the model {text!r} has no form that graphfuse knows{hint}.\n{FORMS}")
-    return ModelSpec(text, "factory", found["target"], found["checkpoint"])
+    options = tuple((key, _value(key, value)) for key, value in re.findall(OPTION, found["options"]))
+    for library in libraries.LIBRARIES:
+        if found["module"] == library:
+            return ModelSpec(text, library, found["name"], found["checkpoint"], options)
+    return ModelSpec(text, "factory", f"{found['module']}:{found['name']}", found["checkpoint"], options)
 
 
-def load_model(spec: str | ModelSpec, seed: int = 0) -> LoadedModel:
+def _value(key: str, text: str) -> Any:
+    """A number, true, false, null, or a word."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ModelSpecError(
+            f"the argument {key}={text} is neither a number, true, false, null, nor a word.\n"
+            "  what to do: write a factory of your own for it: package.module:factory"
+        ) from error
+
+
+def load_model(
+    spec: str | ModelSpec, seed: int = 0, *, dtype: torch.dtype | None = None, allow: Sequence[str] = ()
+) -> LoadedModel:
     """Build a model and give it its weights.
 
     Example inputs come from ``factory.example_inputs()``, or ``example_inputs()`` beside the factory; for transformers
-    they are made from the config, with ``seed``.
+    they are made from the config, for timm and torchvision of the size that the library names, with ``seed``.
+
+    Parameters
+    ----------
+    spec :
+        The model's name.
+    seed :
+        For example inputs that are made up.
+    dtype :
+        What the model is computed in, and written in later. By default float16 and bfloat16 are computed in float32,
+        and written as they were stored.
+    allow :
+        Beginnings of names (``head.``) that may be missing from the checkpoint, or left over in it.
 
     Raises
     ------
@@ -77,31 +126,59 @@ def load_model(spec: str | ModelSpec, seed: int = 0) -> LoadedModel:
         The weights cannot be read, do not fit, or are not finite.
     """
     parsed = parse_spec(spec) if isinstance(spec, str) else spec
-    if parsed.kind == "transformers":
-        model, notes = pretrained.load(Path(parsed.target))
-        must_be_finite(model, parsed.text)
-        return LoadedModel(model.eval(), parsed, notes, pretrained.example_inputs(model, seed))
-    factory = find(parsed.target, ModelSpecError)
-    model = _build(factory, parsed)
+    loaded = _from_transformers(parsed, seed, allow) if parsed.kind == "transformers" else _built(parsed, seed, allow)
+    must_be_finite(loaded.model, parsed.text)
+    computed_in(loaded.model, dtype).eval()
+    notes, stored = list(loaded.notes), {} if dtype is not None else loaded.stored
+    computed = words(floating(loaded.model.state_dict()))
+    if stored and words(stored) != computed:
+        notes.append(f"{parsed.text}: computed in {computed}; saved again in {words(stored)}")
+    example = cast(loaded.example, dtype)
+    return LoadedModel(loaded.model, parsed, tuple(notes), example, stored, loaded.preprocess)
+
+
+def _from_transformers(spec: ModelSpec, seed: int, allow: Sequence[str]) -> LoadedModel:
+    folder = Path(spec.target)
+    model, notes = pretrained.load(folder, allow)
+    return LoadedModel(
+        model, spec, notes, pretrained.example_inputs(model, seed), pretrained.stored(folder), pretrained.images(folder)
+    )
+
+
+def _built(spec: ModelSpec, seed: int, allow: Sequence[str]) -> LoadedModel:
+    """From a factory, timm or torchvision, with weights from a file where one is named."""
+    checkpoint = load_state(spec.checkpoint) if spec.checkpoint is not None else None
     notes: tuple[str, ...] = ()
-    if parsed.checkpoint is not None:
-        checkpoint = load_state(parsed.checkpoint)
-        load_into(model, checkpoint)
-        notes = checkpoint.notes
-    must_be_finite(model, parsed.text)
-    return LoadedModel(model.eval(), parsed, notes, _example(factory, parsed))
+    if spec.kind == "timm" or spec.kind == "torchvision":
+        made = libraries.build(spec.kind, spec.target, dict(spec.options), checkpoint, seed)
+        model, example, preprocess, notes = made.model, made.example, made.preprocess, made.notes
+    else:
+        factory = find(spec.target, ModelSpecError)
+        model, example, preprocess = _build(factory, spec), _example(factory, spec), None
+    stored = floating(model.state_dict())
+    if checkpoint is not None:
+        computed_in(model, None)
+        notes += checkpoint.notes + load_into(model, checkpoint, allow)
+        stored |= _stored(model, checkpoint)
+    return LoadedModel(model, spec, notes, example, stored, preprocess)
+
+
+def _stored(model: nn.Module, checkpoint: Checkpoint) -> dict[str, torch.dtype]:
+    """The dtypes in the file, by the model's names."""
+    found = fit(model, checkpoint)
+    return {name: dtype for name, dtype in floating(found.state).items() if name in found.own}
 
 
 def save_model(loaded: LoadedModel, model: nn.Module, folder: Path) -> None:
-    """Write a model into an existing directory, in the form that ``loaded`` came in.
+    """Write a model into an existing directory, in the form that ``loaded`` came in and the precision it was stored in.
 
     A transformers model gets its directory back (config, weights, tokenizer and processor files); any other a
     ``model.safetensors``, to be read with ``package.module:factory@model.safetensors``.
     """
     if loaded.spec.kind == "transformers":
-        pretrained.save(model, Path(loaded.spec.target), folder)
+        pretrained.save(model, Path(loaded.spec.target), folder, loaded.stored)
     else:
-        save_weights(folder / "model.safetensors", model)
+        save_weights(folder / "model.safetensors", model, loaded.stored)
 
 
 def as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -123,12 +200,16 @@ def _build(factory: Any, spec: ModelSpec) -> nn.Module:
             "and returns a new model"
         )
     try:
-        model = factory()
+        model = factory(**dict(spec.options))
     except Exception as failure:
-        raise ModelSpecError(f"calling {spec.target}() failed: {describe(failure)}") from failure
+        raise ModelSpecError(f"calling {spec.target}({_given(spec)}) failed: {describe(failure)}") from failure
     if not isinstance(model, nn.Module):
         raise ModelSpecError(f"{spec.target}() returned a {type(model).__name__}.\n  expected: a torch.nn.Module")
     return model
+
+
+def _given(spec: ModelSpec) -> str:
+    return ", ".join(f"{key}={value!r}" for key, value in spec.options)
 
 
 def _example(factory: Any, spec: ModelSpec) -> tuple[tuple[Any, ...], dict[str, Any]] | None:

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import importlib
 import importlib.util
 import inspect
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 from torch import nn
 
+from graphfuse.capture import canonical_names
 from graphfuse.errors import CheckpointError, ModelSpecError
+from graphfuse.io.images import Preprocess
+from graphfuse.io.precision import Dtypes, as_stored, usual
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.index.json")
 AUDIO_SAMPLES = 4000
+SHARD = "5GB"
+FLOATING = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def load(folder: Path) -> tuple[nn.Module, tuple[str, ...]]:
+def load(folder: Path, allow: Sequence[str] = ()) -> tuple[nn.Module, tuple[str, ...]]:
     """The model of a directory, of the class that its config names, in float32 and without a generation cache.
+
+    Names that begin with one of ``allow`` may be missing from the weights, left over in them, or of another shape.
 
     Raises
     ------
@@ -54,31 +61,97 @@ def load(folder: Path) -> tuple[nn.Module, tuple[str, ...]]:
             f"{folder}: the weights cannot be loaded: {_line(error)}\n  expected: model.safetensors (or its shards); "
             "weights in pickles (*.bin) are not loaded, because loading those can run code"
         ) from error
-    trouble = [(kind.removesuffix("_keys"), sorted(map(str, keys))) for kind, keys in info.items() if keys]
-    if trouble:
-        lines = [f"  {kind} ({len(keys)}): {'; '.join(keys[:4])}" for kind, keys in trouble]
-        raise CheckpointError("\n".join([f"{folder}: the weights do not fit {name}:", *lines]))
+    notes = _check_names(info, tuple(allow), folder, name)
     for module in model.modules():  # a cache for generation is no output that two models could agree on
         if getattr(getattr(module, "config", None), "use_cache", None):
             module.config.use_cache = False
-    stored = _stored_dtype(folder)
-    note = f"{folder}: computed in float32; saved again in {str(stored).removeprefix('torch.')}"
-    return model, (note,) if stored != torch.float32 else ()
+    return model, (*notes, *_tied(model, folder))
 
 
-def save(model: nn.Module, source: Path, folder: Path) -> None:
-    """Write a model as transformers does, in the precision of ``source``, with its tokenizer and processor files."""
-    stored = _stored_dtype(source)
-    written: Any = model if stored == torch.float32 else copy.deepcopy(model).to(stored)
+def _check_names(info: dict[str, Any], allow: tuple[str, ...], folder: Path, model: str) -> list[str]:
+    kinds = {
+        kind.removesuffix("_keys"): sorted(str(k[0] if isinstance(k, tuple) else k) for k in keys)
+        for kind, keys in info.items()
+        if keys
+    }
+    trouble = {kind: odd for kind, names in kinds.items() if (odd := [n for n in names if not n.startswith(allow)])}
+    if trouble:
+        lines = [f"  {kind} ({len(names)}): {'; '.join(names[:4])}" for kind, names in trouble.items()]
+        advice = "  what to do: where these are meant to have fresh values, or to be left out, allow them: --allow NAME"
+        raise CheckpointError("\n".join([f"{folder}: the weights do not fit {model}:", *lines, advice]))
+    return [f"{folder}: {kind}, as allowed: {'; '.join(names[:4])}" for kind, names in kinds.items()]
+
+
+def _tied(model: nn.Module, folder: Path) -> list[str]:
+    known, canonical = stored(folder), canonical_names(model)
+    return [
+        f"{folder}: {name!r} is not in the file; the model ties it to {first!r}"
+        for name, first in canonical.items()
+        if name != first and name not in known and first in known
+    ]
+
+
+def save(model: nn.Module, source: Path, folder: Path, dtypes: Dtypes, shard: str = SHARD) -> None:
+    """Write a model as transformers does, in these dtypes, with the tokenizer and processor files of ``source``.
+
+    Tensors that ``dtypes`` does not name get the dtype that most have; where it names none, all stay as they are.
+    """
+    state = as_stored(model.state_dict(keep_vars=True), dtypes, usual(dtypes) if dtypes else None)
     with _without_bars(import_transformers()):
-        written.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=state, max_shard_size=shard)  # pyright: ignore[reportCallIssue]
     config = _config(folder)
-    _restore(config, _config(source), "use_cache")
+    for key in ("use_cache", *(("dtype", "torch_dtype") if dtypes else ())):
+        _restore(config, _config(source), key)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for file in sorted(source.iterdir()):
         weights = any(file.match(pattern) for pattern in WEIGHTS)
         if file.is_file() and not weights and not file.name.startswith(".") and not (folder / file.name).exists():
             shutil.copy(file, folder / file.name)
+
+
+def stored(folder: Path) -> dict[str, torch.dtype]:
+    """The dtypes of the floating tensors in the safetensors files of a directory, read from their headers."""
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safetensors.safe_open(file, framework="pt") as opened:  # pyright: ignore[reportPrivateImportUsage]
+            for name in opened.keys():  # noqa: SIM118
+                dtype = FLOATING.get(opened.get_slice(name).get_dtype())
+                if dtype is not None:
+                    found[name] = dtype
+    return found
+
+
+def images(folder: Path) -> Preprocess | None:
+    """What the image processor of a directory does; None where there is none."""
+    file = folder / "preprocessor_config.json"
+    if not file.is_file():
+        return None
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelSpecError(f"{file} is no JSON: {_line(error)}") from error
+    size, cut = _sides(config.get("size")), _sides(config.get("crop_size"))
+    if size is None:
+        return None
+    cuts = bool(config.get("do_center_crop")) and cut is not None
+    final = cut if cuts and cut is not None else size
+    plain = (0.0,) * 3, (1.0,) * 3
+    mean, std = config.get("image_mean"), config.get("image_std")
+    mean, std = (mean, std) if config.get("do_normalize", True) and mean and std else plain
+    name = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}.get(config.get("resample", 2), "bilinear")
+    crop = min(final) / min(size) if cuts else 1.0
+    return Preprocess(final, file.name, tuple(mean), tuple(std), crop, name, squash=not cuts)
+
+
+def _sides(size: Any) -> tuple[int, int] | None:
+    match size:
+        case int():
+            return size, size
+        case {"height": int(height), "width": int(width)}:
+            return height, width
+        case {"shortest_edge": int(edge)}:
+            return edge, edge
+    return None
 
 
 def example_inputs(model: Any, seed: int = 0) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -121,12 +194,6 @@ def _restore(config: dict[str, Any], original: dict[str, Any], key: str) -> None
     for name, inner in config.items():
         if isinstance(inner, dict):
             _restore(inner, original.get(name) or {}, key)
-
-
-def _stored_dtype(folder: Path) -> torch.dtype:
-    config = _config(folder)
-    dtype = getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32"), torch.float32)
-    return dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else torch.float32
 
 
 def import_transformers() -> Any:
