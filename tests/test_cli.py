@@ -200,3 +200,22 @@ def test_alike_axes_are_shown_together(run: Run) -> None:
     assert [len(group.axes) for group in together] == [1, 2, 1]
     assert together[1].pattern == ("layers.*.weight[0]", "layers.*.bias[0]", "layers.*.weight[1]")
     assert [group.name for group in terminal.grouped(graph, every=True)] == [axis.name for axis in graph.axes]
+
+
+def test_precision_samples_and_names_that_may_be_missing(run: Run) -> None:
+    state = dict(load_model("cli_nets:net").model.state_dict())
+    half = {name: value.half() for name, value in state.items() if not name.startswith("down")}
+    save_state("half.safetensors", half)
+    models = ["cli_nets:net@half.safetensors", "cli_nets:net"]
+    code, _, error = run("fuse", *models, "--data", "cli_nets:loader", "-o", "out")
+    assert code == 1 and "--allow down." in error and not Path("out").exists()
+    words = ["--data", "cli_nets:loader", "--allow", "down.", "--samples", "20"]
+    code, text, _ = run("fuse", *models, *words, "-o", "out")
+    assert code == 0 and "not loaded, so with the values that the model was built with: down.weight" in text
+    assert json.loads(Path("out/report.json").read_text())["inputs"] == 32  # whole batches of 16
+    back = load_model("cli_nets:net@out/model.safetensors").stored
+    assert {name for name, dtype in back.items() if dtype == torch.float16} == set(half)
+    assert run("fuse", *models, *words, "--dtype", "float64", "-o", "double")[0] == 0
+    assert set(load_model("cli_nets:net@double/model.safetensors").stored.values()) == {torch.float64}
+    code, _, error = run("inspect", "cli_nets:net", "--dtype", "int8")
+    assert code == 1 and "there is no floating dtype 'int8'" in error

@@ -14,11 +14,13 @@ from graphfuse.alignment import align as align_models
 from graphfuse.cli import console
 from graphfuse.cli.options import (
     AlignmentFile,
+    Allow,
     BatchSize,
     Config,
     Data,
     Debug,
     Device,
+    Dtype,
     Json,
     Models,
     Rules,
@@ -43,6 +45,7 @@ from graphfuse.fuse import FuseResult
 from graphfuse.fuse import fuse as fuse_models
 from graphfuse.io.models import LoadedModel, load_model, save_model
 from graphfuse.io.outputs import ensure_new, new_directory
+from graphfuse.io.precision import dtype_of
 from graphfuse.report import terminal
 from graphfuse.report.pages import fuse_page
 from graphfuse.symmetry import trace
@@ -59,6 +62,8 @@ def align(
     config: Config = None,
     rules: Rules = None,
     device: Device = None,
+    dtype: Dtype = None,
+    allow: Allow = None,
     seed: Seed = None,
     as_json: Json = False,
     verbose: Verbose = 0,
@@ -70,8 +75,9 @@ def align(
     `graphfuse fuse --alignment` uses it.
     """
     run, said = settled(
-        config, models=models, data=data, samples=samples, batch_size=batch_size, rules=rules, device=device, seed=seed
-    )
+        config, models=models, data=data, samples=samples, batch_size=batch_size, rules=rules, device=device,
+        dtype=dtype, allow=allow, seed=seed,
+    )  # fmt: skip
     expect_models(run)
     if file is not None:
         expect_new_file(file)
@@ -107,6 +113,8 @@ def fuse(
     alignment: AlignmentFile = None,
     rules: Rules = None,
     device: Device = None,
+    dtype: Dtype = None,
+    allow: Allow = None,
     seed: Seed = None,
     as_json: Json = False,
     verbose: Verbose = 0,
@@ -120,14 +128,15 @@ def fuse(
     """
     run, said = settled(
         config, models=models, out=_text(folder), data=data, samples=samples, batch_size=batch_size, into=into,
-        alignment=_text(alignment), rules=rules, device=device, seed=seed,
+        alignment=_text(alignment), rules=rules, device=device, dtype=dtype, allow=allow, seed=seed,
     )  # fmt: skip
     expect_models(run)
     if run.out is None:
         raise typer.BadParameter("name a new directory, or give a --config that has `out`", param_hint="'--out' / '-o'")
     ensure_new(run.out)
     found = opened(run)
-    shape = load_model(run.into, run.seed) if run.into is not None else None
+    how = {"dtype": dtype_of(run.dtype), "allow": run.allow}
+    shape = load_model(run.into, run.seed, **how) if run.into is not None else None
     given = Alignment.load(run.alignment) if run.alignment is not None else None
     with new_directory(run.out) as work:
         with progress(as_json) as advance:

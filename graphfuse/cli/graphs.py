@@ -7,7 +7,22 @@ from typing import Annotated
 import typer
 
 from graphfuse.cli import console
-from graphfuse.cli.options import BatchSize, Data, Debug, Device, Fold, Html, Json, Model, Outputs, Rules, Seed, Verbose
+from graphfuse.cli.options import (
+    Allow,
+    BatchSize,
+    Data,
+    Debug,
+    Device,
+    Dtype,
+    Fold,
+    Html,
+    Json,
+    Model,
+    Outputs,
+    Rules,
+    Seed,
+    Verbose,
+)
 from graphfuse.cli.steps import notes_of, print_json, print_notes, print_written, progress, traced
 from graphfuse.folding import fold_gains
 from graphfuse.report import terminal
@@ -27,13 +42,15 @@ def inspect(
     every: Annotated[bool, typer.Option("--all", help="One row for each axis, alike layers not together.")] = False,
     html: Html = None,
     device: Device = None,
+    dtype: Dtype = None,
+    allow: Allow = None,
     seed: Seed = None,
     as_json: Json = False,
     verbose: Verbose = 0,
     debug: Debug = False,
 ) -> None:
     """Show which dimensions of which weights may be permuted together, and why the others may not."""
-    graph, loaded = traced(model, data, batch_size, rules, device, seed, outputs)
+    graph, loaded = traced(model, data, batch_size, rules, device, seed, outputs, dtype, allow)
     graph = _folded(graph, rules) if fold else graph
     if html is not None:
         html.write_text(graph_page(graph), encoding="utf-8")
@@ -58,6 +75,8 @@ def verify(
     rules: Rules = None,
     outputs: Outputs = None,
     device: Device = None,
+    dtype: Dtype = None,
+    allow: Allow = None,
     seed: Seed = None,
     as_json: Json = False,
     verbose: Verbose = 0,
@@ -67,7 +86,7 @@ def verify(
 
     Exit code 1 when they do.
     """
-    graph, loaded = traced(model, data, batch_size, rules, device, seed, outputs)
+    graph, loaded = traced(model, data, batch_size, rules, device, seed, outputs, dtype, allow)
     graph = _folded(graph, rules) if fold else graph
     with progress(as_json) as advance:
         found = verify_graph(graph, trials, seed or 0, advance, classes=classes)

@@ -13,14 +13,20 @@ from graphfuse.cli import console
 MODEL = """\
 [bold]MODEL[/] is one of
 
-[cyan]package.module:factory@weights.safetensors[/]  a function without arguments that builds the model, and its weights
+[cyan]package.module:factory@weights.safetensors[/]  a function that builds the model, and its weights
+[cyan]package.module:factory,width=64@last.ckpt[/]   the same, with arguments for the function
 [cyan]package.module:factory[/]                      the same, with the weights that the function gives it
+[cyan]timm:NAME@weights[/]  [cyan]torchvision:NAME@weights[/]    a model of these libraries (also with ,num_classes=10)
 [cyan]path/to/directory[/]                           as transformers saves it (config.json, *.safetensors)
 
+Weights are safetensors (a file, or shards by their directory) or a torch file of tensors; a pickle is refused.
 Example inputs come from [cyan]example_inputs()[/] beside the factory (a tensor, a tuple, a dict, or (args, kwargs)),
-or from --data."""
+from what the library says of the model, or from --data."""
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="package.module:factory[@WEIGHTS], or a directory.")]
+Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="package.module:factory@WEIGHTS, timm:NAME@WEIGHTS, a directory; see below."),
+]
 Models = Annotated[
     list[str] | None,
     typer.Argument(metavar="MODEL...", show_default=False, help="Two or more; by default those of --config."),
@@ -35,6 +41,23 @@ BatchSize = Annotated[
 ]
 Samples = Annotated[
     int | None, typer.Option("--samples", min=1, metavar="N", help="How many inputs of --data are used.")
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="DTYPE",
+        help="Compute and write in float16, bfloat16, float32 or float64; by default float16 and bfloat16 are computed "
+        "in float32, and all is written as it was stored.",
+    ),
+]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow",
+        metavar="NAME",
+        help="Tensors whose names begin so may be missing from weights, or left over (head.); may be repeated.",
+    ),
 ]
 Config = Annotated[
     Path | None,

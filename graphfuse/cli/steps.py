@@ -21,6 +21,7 @@ from graphfuse.config import RunConfig
 from graphfuse.errors import ConfigError, DataError, OutputError
 from graphfuse.io.batches import Batches, load_data
 from graphfuse.io.models import LoadedModel, as_call, load_model
+from graphfuse.io.precision import dtype_of
 from graphfuse.report import terminal
 from graphfuse.symmetry import SymmetryGraph, trace
 
@@ -65,7 +66,7 @@ def opened(run: RunConfig) -> Opened:
     """The models of a run and its data."""
     torch.manual_seed(run.seed)
     place = device_of(run.device)
-    loaded = [load_model(spec, run.seed) for spec in run.models]
+    loaded = [load_model(spec, run.seed, dtype=dtype_of(run.dtype), allow=run.allow) for spec in run.models]
     batches = None
     if run.data is not None:
         batches = load_data(run.data, run.batch_size, model=loaded[0], samples=run.samples)
@@ -83,11 +84,13 @@ def traced(
     device: str | None,
     seed: int | None,
     outputs: list[str] | None = None,
+    dtype: str | None = None,
+    allow: list[str] | None = None,
 ) -> tuple[SymmetryGraph, LoadedModel]:
     """One model and its symmetries."""
     torch.manual_seed(seed or 0)
     place = device_of(device or "cpu")
-    loaded = load_model(spec, seed or 0)
+    loaded = load_model(spec, seed or 0, dtype=dtype_of(dtype), allow=allow or ())
     batches = load_data(data, batch_size or BATCH, model=loaded) if data is not None else None
     args, kwargs = moved(inputs([loaded], batches), place)
     with console.err.status("tracing"):

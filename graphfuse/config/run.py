@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import Field
@@ -32,6 +32,12 @@ class RunConfig(FuseConfig):
     batch_size: int = Field(64, ge=1, description="Inputs in one batch of the data, where the data has no batches.")
     rules: tuple[str, ...] = Field((), description="Further rule packs: PACK.yaml, or module:table of rules in Python.")
     device: str = Field("cpu", description="Where models run: cpu, cuda, cuda:1, mps.")
+    dtype: Literal["float16", "bfloat16", "float32", "float64"] | None = Field(
+        None, description="What models are computed in and written in; by default float32, and as they were stored."
+    )
+    allow: tuple[str, ...] = Field(
+        (), description="Tensors whose names begin so may be missing from a checkpoint, or left over in it: head."
+    )
     alignment: str | None = Field(
         None, description="A saved alignment of these models (.safetensors) to be used; by default they are aligned."
     )

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from graphfuse.errors import DataError
 from graphfuse.io import arrays
-from graphfuse.io.examples import Batches, Examples, Labelled, in_batches, in_labelled_batches
+from graphfuse.io.examples import Batches, Examples, Labelled, cast, in_batches, in_labelled_batches
 from graphfuse.io.forward import Batch, Signature, label_among
 from graphfuse.io.models import LoadedModel
 from graphfuse.io.specs import find, looks_like_reference
@@ -41,7 +42,8 @@ def load_data(
     batch_size :
         Inputs in a batch; a function decides itself.
     model :
-        The model that the inputs are for; without it names are not checked.
+        The model that the inputs are for: their names are checked, and floating inputs get the dtype that it was
+        loaded with, where one was asked for.
     samples :
         No more inputs than these, spread evenly over the data; of a function's batches, the first that reach them.
 
@@ -51,12 +53,13 @@ def load_data(
         There is no such file or function, it holds something else, or it yields nothing.
     """
     found = _find(spec, model)
+    dtype = model.dtype if model is not None else None
     if isinstance(found, Examples):
-        return in_batches(found, batch_size, samples)
+        return in_batches(found, batch_size, samples, dtype)
     signature = _signature(model)
     left_out = [name for item in found for name in _labels_in(item, signature)][:1]
     notes = tuple(f"{spec}: {name} holds labels; it is not given to the model" for name in left_out)
-    return Batches(lambda: (_unlabelled(item, signature) for item in _first(found, samples)), notes)
+    return Batches(lambda: (cast(_unlabelled(item, signature), dtype) for item in _first(found, samples)), notes)
 
 
 def load_labelled(
@@ -73,12 +76,13 @@ def load_labelled(
         As :func:`load_data`; or the data has no labels.
     """
     found = _find(spec, model)
+    dtype = model.dtype if model is not None else None
     if isinstance(found, Examples):
-        return in_labelled_batches(found, batch_size, samples)
+        return in_labelled_batches(found, batch_size, samples, dtype)
     for item in found:
         _labelled(item, spec)
         break
-    return Batches(lambda: (_labelled(item, spec) for item in _first(found, samples)))
+    return Batches(lambda: (_labelled(item, spec, dtype) for item in _first(found, samples)))
 
 
 def _find(spec: str, model: LoadedModel | None) -> Examples | Batches[Any]:
@@ -134,14 +138,15 @@ def _unlabelled(item: Any, signature: Signature | None) -> Any:
     return item.inputs if isinstance(item, Labelled) else item[0]
 
 
-def _labelled(item: Any, spec: str) -> Labelled:
+def _labelled(item: Any, spec: str, dtype: torch.dtype | None = None) -> Labelled:
     match item:
-        case Labelled():
-            return item
+        case Labelled(inputs, labels):
+            return Labelled(cast(inputs, dtype), labels)
         case dict() if (name := label_among(item, None)) is not None:
-            return Labelled({key: value for key, value in item.items() if key != name}, item[name])
+            inputs = {key: value for key, value in item.items() if key != name}
+            return Labelled(cast(inputs, dtype), item[name])
         case (inputs, Tensor() as labels):
-            return Labelled(inputs, labels)
+            return Labelled(cast(inputs, dtype), labels)
     raise DataError(
         f"{spec}() yields a {type(item).__name__} without labels.\n  expected: pairs (inputs, labels), or dicts with a "
         "key labels (or label, targets, target, y)"

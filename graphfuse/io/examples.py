@@ -63,18 +63,22 @@ def chosen(count: int, samples: int | None) -> list[int]:
     return [number * count // samples for number in range(samples)]
 
 
-def in_batches(examples: Examples, batch_size: int, samples: int | None) -> Batches[Batch]:
+def in_batches(
+    examples: Examples, batch_size: int, samples: int | None, dtype: torch.dtype | None = None
+) -> Batches[Batch]:
     """Inputs without labels; the last, smaller batch is left out, because a graph has fixed shapes."""
     rows = _rows(examples, batch_size, samples)
     size = min(batch_size, len(rows))
-    starts = range(0, len(rows) - size + 1, size)
     notes = examples.notes
     if examples.label is not None:
         notes += (f"{examples.where}: {examples.label!r} holds labels; it is not given to the model",)
-    return Batches(lambda: (examples.read(rows[start : start + size]) for start in starts), notes, examples.classes)
+    parts = [rows[start : start + size] for start in range(0, len(rows) - size + 1, size)]
+    return Batches(lambda: (cast(examples.read(part), dtype) for part in parts), notes, examples.classes)
 
 
-def in_labelled_batches(examples: Examples, batch_size: int, samples: int | None) -> Batches[Labelled]:
+def in_labelled_batches(
+    examples: Examples, batch_size: int, samples: int | None, dtype: torch.dtype | None = None
+) -> Batches[Labelled]:
     """Inputs with labels, all of them: the last batch may be smaller."""
     rows, labels = _rows(examples, batch_size, samples), examples.labels
     if labels is None:
@@ -84,7 +88,9 @@ def in_labelled_batches(examples: Examples, batch_size: int, samples: int | None
         )
     parts = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     return Batches(
-        lambda: (Labelled(examples.read(part), labels[part]) for part in parts), examples.notes, examples.classes
+        lambda: (Labelled(cast(examples.read(part), dtype), labels[part]) for part in parts),
+        examples.notes,
+        examples.classes,
     )
 
 

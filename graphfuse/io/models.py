@@ -49,7 +49,8 @@ class LoadedModel:
     """A model in eval mode, where it came from, and example inputs (``(args, kwargs)``) if its makers gave any.
 
     ``stored`` has the dtypes of the floating tensors in the file, which :func:`save_model` goes back to; empty where
-    the model is to be written as it is. ``preprocess`` says what it wants of images, where its library knows.
+    the model is to be written as it is. ``preprocess`` says what it wants of images, where its library knows;
+    ``dtype`` what it was asked to be computed in.
     """
 
     model: nn.Module
@@ -58,6 +59,7 @@ class LoadedModel:
     example: tuple[tuple[Any, ...], dict[str, Any]] | None = None
     stored: Dtypes = field(default_factory=dict)
     preprocess: Preprocess | None = None
+    dtype: torch.dtype | None = None
 
 
 def parse_spec(text: str) -> ModelSpec:
@@ -134,7 +136,7 @@ def load_model(
     if stored and words(stored) != computed:
         notes.append(f"{parsed.text}: computed in {computed}; saved again in {words(stored)}")
     example = cast(loaded.example, dtype)
-    return LoadedModel(loaded.model, parsed, tuple(notes), example, stored, loaded.preprocess)
+    return LoadedModel(loaded.model, parsed, tuple(notes), example, stored, loaded.preprocess, dtype)
 
 
 def _from_transformers(spec: ModelSpec, seed: int, allow: Sequence[str]) -> LoadedModel:

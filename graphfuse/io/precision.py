@@ -15,14 +15,16 @@ NAMES = ("float16", "bfloat16", "float32", "float64")
 Dtypes = Mapping[str, torch.dtype]
 
 
-def dtype_of(name: str) -> torch.dtype:
-    """The floating dtype of a name.
+def dtype_of(name: str | None) -> torch.dtype | None:
+    """The floating dtype of a name; None of None.
 
     Raises
     ------
     ConfigError
         There is no such dtype.
     """
+    if name is None:
+        return None
     if name not in NAMES:
         raise ConfigError(f"there is no floating dtype {name!r}.\n  expected: {', '.join(NAMES)}")
     return getattr(torch, name)
