@@ -22,6 +22,7 @@ from graphfuse.cli.options import (
     Device,
     Dtype,
     Json,
+    Length,
     Models,
     Rules,
     Samples,
@@ -59,6 +60,7 @@ def align(
     data: Data = None,
     samples: Samples = None,
     batch_size: BatchSize = None,
+    length: Length = None,
     config: Config = None,
     rules: Rules = None,
     device: Device = None,
@@ -75,8 +77,8 @@ def align(
     `graphfuse fuse --alignment` uses it.
     """
     run, said = settled(
-        config, models=models, data=data, samples=samples, batch_size=batch_size, rules=rules, device=device,
-        dtype=dtype, allow=allow, seed=seed,
+        config, models=models, data=data, samples=samples, batch_size=batch_size, length=length, rules=rules,
+        device=device, dtype=dtype, allow=allow, seed=seed,
     )  # fmt: skip
     expect_models(run)
     if file is not None:
@@ -106,6 +108,7 @@ def fuse(
     data: Data = None,
     samples: Samples = None,
     batch_size: BatchSize = None,
+    length: Length = None,
     config: Config = None,
     into: Annotated[
         str | None, typer.Option("--into", metavar="MODEL", help="A model whose widths, not weights, the result has.")
@@ -127,8 +130,8 @@ def fuse(
     everything that was set, with which `graphfuse fuse --config OUT/config.yaml -o OUT2` does the same again.
     """
     run, said = settled(
-        config, models=models, out=_text(folder), data=data, samples=samples, batch_size=batch_size, into=into,
-        alignment=_text(alignment), rules=rules, device=device, dtype=dtype, allow=allow, seed=seed,
+        config, models=models, out=_text(folder), data=data, samples=samples, batch_size=batch_size, length=length,
+        into=into, alignment=_text(alignment), rules=rules, device=device, dtype=dtype, allow=allow, seed=seed,
     )  # fmt: skip
     expect_models(run)
     if run.out is None:

@@ -17,6 +17,7 @@ from graphfuse.cli.options import (
     Fold,
     Html,
     Json,
+    Length,
     Model,
     Outputs,
     Rules,
@@ -36,6 +37,7 @@ def inspect(
     model: Model,
     data: Data = None,
     batch_size: BatchSize = None,
+    length: Length = None,
     rules: Rules = None,
     outputs: Outputs = None,
     fold: Fold = False,
@@ -50,7 +52,7 @@ def inspect(
     debug: Debug = False,
 ) -> None:
     """Show which dimensions of which weights may be permuted together, and why the others may not."""
-    graph, loaded = traced(model, data, batch_size, rules, device, seed, outputs, dtype, allow)
+    graph, loaded = traced(model, data, batch_size, rules, device, seed, outputs, dtype, allow, length)
     graph = _folded(graph, rules) if fold else graph
     if html is not None:
         html.write_text(graph_page(graph), encoding="utf-8")
@@ -67,6 +69,7 @@ def verify(
     model: Model,
     data: Data = None,
     batch_size: BatchSize = None,
+    length: Length = None,
     trials: Annotated[int, typer.Option("--trials", min=1, help="How many random elements of the group.")] = 3,
     classes: Annotated[
         bool, typer.Option("--classes", help="Draw signs, scales, rotations too, where an axis admits them.")
@@ -86,7 +89,7 @@ def verify(
 
     Exit code 1 when they do.
     """
-    graph, loaded = traced(model, data, batch_size, rules, device, seed, outputs, dtype, allow)
+    graph, loaded = traced(model, data, batch_size, rules, device, seed, outputs, dtype, allow, length)
     graph = _folded(graph, rules) if fold else graph
     with progress(as_json) as advance:
         found = verify_graph(graph, trials, seed or 0, advance, classes=classes)

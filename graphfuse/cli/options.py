@@ -33,7 +33,18 @@ Models = Annotated[
 ]
 Data = Annotated[
     str | None,
-    typer.Option("--data", metavar="DATA", help="Unlabelled inputs: FILE.npz, FILE.safetensors, or module:function."),
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="Unlabelled inputs: FILE.npz or FILE.safetensors (named arrays), a FOLDER of images (also one for each "
+        "class) or saved by datasets, FILE.txt (with a transformers directory), or package.module:function.",
+    ),
+]
+Length = Annotated[
+    int | None,
+    typer.Option(
+        "--length", min=1, metavar="N", help="Tokens in a window of text; by default 128, or what the model can take."
+    ),
 ]
 BatchSize = Annotated[
     int | None,

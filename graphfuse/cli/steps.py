@@ -69,7 +69,7 @@ def opened(run: RunConfig) -> Opened:
     loaded = [load_model(spec, run.seed, dtype=dtype_of(run.dtype), allow=run.allow) for spec in run.models]
     batches = None
     if run.data is not None:
-        batches = load_data(run.data, run.batch_size, model=loaded[0], samples=run.samples)
+        batches = load_data(run.data, run.batch_size, model=loaded[0], samples=run.samples, length=run.length)
     args, kwargs = moved(inputs(loaded, batches), place)
     fed = Batches(lambda: (moved(batch, place) for batch in batches)) if batches is not None else None
     notes = notes_of(*loaded, *([batches] if batches is not None else []))
@@ -86,12 +86,13 @@ def traced(
     outputs: list[str] | None = None,
     dtype: str | None = None,
     allow: list[str] | None = None,
+    length: int | None = None,
 ) -> tuple[SymmetryGraph, LoadedModel]:
     """One model and its symmetries."""
     torch.manual_seed(seed or 0)
     place = device_of(device or "cpu")
     loaded = load_model(spec, seed or 0, dtype=dtype_of(dtype), allow=allow or ())
-    batches = load_data(data, batch_size or BATCH, model=loaded) if data is not None else None
+    batches = load_data(data, batch_size or BATCH, model=loaded, length=length) if data is not None else None
     args, kwargs = moved(inputs([loaded], batches), place)
     with console.err.status("tracing"):
         return trace(loaded.model.to(place), args, kwargs, rules=rules or (), outputs=outputs or ()), loaded

@@ -30,6 +30,9 @@ class RunConfig(FuseConfig):
         None, description="Unlabelled inputs, a few hundred; without, models are matched by their weights alone."
     )
     batch_size: int = Field(64, ge=1, description="Inputs in one batch of the data, where the data has no batches.")
+    length: int | None = Field(
+        None, ge=1, description="Tokens in a window of text; by default 128, or what the model can take."
+    )
     rules: tuple[str, ...] = Field((), description="Further rule packs: PACK.yaml, or module:table of rules in Python.")
     device: str = Field("cpu", description="Where models run: cpu, cuda, cuda:1, mps.")
     dtype: Literal["float16", "bfloat16", "float32", "float64"] | None = Field(

@@ -38,7 +38,7 @@ def read(path: Path, signature: Signature | None = None) -> Examples:
         raise DataError(
             f"{path}: the first dimension must run over the same inputs in every array.\n  got: {_words(arrays)}"
         )
-    tensors = {name: _as_input(value) for name, value in arrays.items()}
+    tensors = {name: as_input(value) for name, value in arrays.items()}
     for name, value in tensors.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise DataError(f"{path}: the array {name!r} holds NaN or infinity")
@@ -66,7 +66,7 @@ def _load(path: Path) -> dict[str, Tensor]:
         raise DataError(f"the data file {path} holds no plain arrays: {error}") from error
 
 
-def _as_input(value: Tensor) -> Tensor:
+def as_input(value: Tensor) -> Tensor:
     """The precision that models are written for: float32, int64, bool; bytes stay bytes."""
     if value.is_floating_point():
         return value.float()

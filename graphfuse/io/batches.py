@@ -1,4 +1,4 @@
-"""Data batches by name: a file of arrays, or a function that makes them; with labels or without."""
+"""Data by name: files of arrays or text, folders, functions; in batches, with labels or without."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from graphfuse.errors import DataError
-from graphfuse.io import arrays
+from graphfuse.io import arrays, images, pretrained, saved, texts
 from graphfuse.io.examples import Batches, Examples, Labelled, cast, in_batches, in_labelled_batches
 from graphfuse.io.forward import Batch, Signature, label_among
 from graphfuse.io.models import LoadedModel
@@ -18,22 +19,34 @@ from graphfuse.io.specs import find, looks_like_reference
 
 __all__ = ["Batch", "Batches", "Labelled", "load_data", "load_labelled"]
 
-FORMS = "  expected: FILE.npz, FILE.safetensors, or package.module:function"
+TEXT, PIXELS = ".txt", "pixel_values"
+FORMS = """  expected: FILE.npz or FILE.safetensors    named arrays
+            FOLDER                          of images (also one folder for each class), or a saved data set
+            FILE.txt                        with the tokenizer of a transformers directory
+            package.module:function         that returns batches"""
 
 
 def load_data(
-    spec: str, batch_size: int = 64, *, model: LoadedModel | None = None, samples: int | None = None
+    spec: str,
+    batch_size: int = 64,
+    *,
+    model: LoadedModel | None = None,
+    samples: int | None = None,
+    length: int | None = None,
 ) -> Batches[Batch]:
-    """Unlabelled inputs from a ``.npz`` or ``.safetensors`` file, or from ``package.module:function``.
+    """Unlabelled inputs by name.
 
-    A file holds arrays whose first dimension runs over the inputs. One array called ``x``, ``inputs``, ``input`` or
-    ``data`` is the model's positional argument; otherwise each array is the keyword argument of its name. The last,
-    smaller batch is left out, because a graph has fixed shapes. A function returns an iterable of batches: tensors,
-    tuples (positional arguments) or dicts (keyword arguments).
+    - ``.npz``, ``.safetensors``: arrays whose first dimension runs over the inputs. One array called ``x``,
+      ``inputs``, ``input`` or ``data`` is the positional argument; otherwise each is the keyword argument of its name.
+    - a folder of images, made as the model's library says, or of the shape of its example input.
+    - a directory saved by ``datasets``: the columns that ``forward`` takes.
+    - ``.txt``: windows of ``length`` tokens.
+    - ``package.module:function``, which returns an iterable of batches: tensors, tuples (positional arguments) or dicts
+      (keyword arguments).
 
-    An array called ``labels``, ``label``, ``targets``, ``target`` or ``y`` holds labels and is left out, unless the
-    model's ``forward`` needs an argument of that name; so is the second of two things that a function yields, where
-    ``forward`` takes one. ``notes`` says so.
+    The last, smaller batch is left out, because a graph has fixed shapes. An array called ``labels``, ``label``,
+    ``targets``, ``target`` or ``y`` holds labels and is left out, unless the model's ``forward`` needs an argument of
+    that name; so is the second of two things that a function yields, where ``forward`` takes one. ``notes`` says so.
 
     Parameters
     ----------
@@ -43,57 +56,93 @@ def load_data(
         Inputs in a batch; a function decides itself.
     model :
         The model that the inputs are for: their names are checked, and floating inputs get the dtype that it was
-        loaded with, where one was asked for.
+        loaded with, where one was asked for. Images and text need it.
     samples :
         No more inputs than these, spread evenly over the data; of a function's batches, the first that reach them.
+    length :
+        Tokens in a window of text; by default 128, or what the model can take.
 
     Raises
     ------
     DataError
-        There is no such file or function, it holds something else, or it yields nothing.
+        There is no such data, it holds something else or nothing, or it does not fit the model.
     """
-    found = _find(spec, model)
+    found = _find(spec, model, length)
     dtype = model.dtype if model is not None else None
     if isinstance(found, Examples):
         return in_batches(found, batch_size, samples, dtype)
     signature = _signature(model)
-    left_out = [name for item in found for name in _labels_in(item, signature)][:1]
+    left_out = _labels_in(next(iter(found)), signature)
     notes = tuple(f"{spec}: {name} holds labels; it is not given to the model" for name in left_out)
     return Batches(lambda: (cast(_unlabelled(item, signature), dtype) for item in _first(found, samples)), notes)
 
 
 def load_labelled(
-    spec: str, batch_size: int = 64, *, model: LoadedModel | None = None, samples: int | None = None
+    spec: str,
+    batch_size: int = 64,
+    *,
+    model: LoadedModel | None = None,
+    samples: int | None = None,
+    length: int | None = None,
 ) -> Batches[Labelled]:
     """The same data with its labels, all of it: the last batch may be smaller.
 
-    In a file, an array called ``labels``, ``label``, ``targets``, ``target`` or ``y`` holds them. A function yields
-    pairs ``(inputs, labels)``, or dicts with such a key.
+    In a file or a saved data set, an array called ``labels``, ``label``, ``targets``, ``target`` or ``y`` holds them.
+    Images are labelled by their folders, in the order of the names, which are ``classes``. A function yields pairs
+    ``(inputs, labels)``, or dicts with such a key.
 
     Raises
     ------
     DataError
         As :func:`load_data`; or the data has no labels.
     """
-    found = _find(spec, model)
+    found = _find(spec, model, length)
     dtype = model.dtype if model is not None else None
     if isinstance(found, Examples):
         return in_labelled_batches(found, batch_size, samples, dtype)
-    for item in found:
-        _labelled(item, spec)
-        break
+    _labelled(next(iter(found)), spec)
     return Batches(lambda: (_labelled(item, spec, dtype) for item in _first(found, samples)))
 
 
-def _find(spec: str, model: LoadedModel | None) -> Examples | Batches[Any]:
-    if Path(spec).suffix in arrays.SUFFIXES:
-        return arrays.read(Path(spec), _signature(model))
+def _find(spec: str, model: LoadedModel | None, length: int | None) -> Examples | Batches[Any]:
+    path = Path(spec)
+    if path.is_dir():
+        return _from_folder(path, model)
+    if path.suffix in arrays.SUFFIXES:
+        return arrays.read(path, _signature(model))
+    if path.suffix == TEXT:
+        return texts.read(path, _tokenizer(path, model), model.model if model is not None else None, length)
     if not looks_like_reference(spec):
         raise DataError(f"the data {spec!r} is neither a file of arrays nor a function.\n{FORMS}")
     loader = find(spec, DataError)
     if not callable(loader):
         raise DataError(f"the data {spec!r} is a {type(loader).__name__}, not a function that returns batches")
     return _from_loader(loader, spec)
+
+
+def _from_folder(folder: Path, model: LoadedModel | None) -> Examples:
+    if saved.is_saved(folder):
+        return saved.read(folder, _signature(model))
+    if not images.holds_images(folder):
+        raise DataError(f"the directory {folder} holds neither images nor a data set that datasets saved.\n{FORMS}")
+    if model is None:
+        return images.read(folder, None)
+    leaves = [leaf for leaf in pytree.tree_leaves(model.example) if _is_image(leaf)]
+    how = model.preprocess or (images.Preprocess.for_shape(leaves[0].shape) if leaves else None)
+    return images.read(folder, how, PIXELS if PIXELS in Signature.of(model.model).names else None)
+
+
+def _is_image(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() == 4 and leaf.shape[1] in images.MODES
+
+
+def _tokenizer(path: Path, model: LoadedModel | None) -> Any:
+    if model is None or model.spec.kind != "transformers":
+        raise DataError(
+            f"the text {path} needs a tokenizer, and only a transformers directory has one.\n"
+            "  what to do: give token ids: FILE.npz or FILE.safetensors with an array for each argument of forward"
+        )
+    return pretrained.tokenizer(Path(model.spec.target))
 
 
 def _signature(model: LoadedModel | None) -> Signature | None:

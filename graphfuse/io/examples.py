@@ -99,6 +99,8 @@ def _rows(examples: Examples, batch_size: int, samples: int | None) -> list[int]
         raise DataError(f"a batch of {batch_size} inputs is none.\n  expected: a batch size of at least 1")
     if samples is not None and samples < 1:
         raise DataError(f"{samples} samples are none.\n  expected: at least 1")
+    if not examples.count:
+        raise DataError(f"{examples.where} holds no inputs")
     return chosen(examples.count, samples)
 
 

@@ -94,7 +94,7 @@ def read(folder: Path, how: Preprocess | None, argument: str | None = None) -> E
             "  what to do: define example_inputs() beside the factory: a tensor (batch, channels, height, width)"
         )
     if importlib.util.find_spec("PIL") is None:
-        raise DataError("images need Pillow, which is not installed.\n  what to do: pip install pillow")
+        raise DataError("images need Pillow, which is not installed.\n  what to do: pip install 'graphfuse[data]'")
     files = files or [(path, 0) for path in flat]
     order = torch.randperm(len(files), generator=torch.Generator().manual_seed(SEED)).tolist()
     files = [files[row] for row in order]

@@ -18,11 +18,12 @@ import torch
 from torch import nn
 
 from graphfuse.capture import canonical_names
-from graphfuse.errors import CheckpointError, ModelSpecError
+from graphfuse.errors import CheckpointError, DataError, ModelSpecError
 from graphfuse.io.images import Preprocess
 from graphfuse.io.precision import Dtypes, as_stored, usual
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.index.json")
+TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "merges.txt")
 AUDIO_SAMPLES = 4000
 SHARD = "5GB"
 FLOATING = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -42,7 +43,7 @@ def load(folder: Path, allow: Sequence[str] = ()) -> tuple[nn.Module, tuple[str,
     """
     transformers = import_transformers()
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelSpecError(f"{folder}: transformers cannot read its config.json: {_line(error)}") from error
     name = (config.architectures or ["AutoModel"])[0]
@@ -107,6 +108,26 @@ def save(model: nn.Module, source: Path, folder: Path, dtypes: Dtypes, shard: st
         weights = any(file.match(pattern) for pattern in WEIGHTS)
         if file.is_file() and not weights and not file.name.startswith(".") and not (folder / file.name).exists():
             shutil.copy(file, folder / file.name)
+
+
+def tokenizer(folder: Path) -> Any:
+    """The tokenizer of a directory.
+
+    Raises
+    ------
+    DataError
+        There is none, or it cannot be loaded.
+    """
+    auto = import_transformers().AutoTokenizer
+    try:
+        if not any(file for pattern in TOKENIZERS for file in folder.glob(pattern)):
+            raise OSError("it holds no tokenizer files")  # transformers would make an empty one
+        return auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise DataError(
+            f"{folder} has no tokenizer that can be loaded: {_line(error)}\n  what to do: save it beside the model: "
+            f"tokenizer.save_pretrained({str(folder)!r})"
+        ) from error
 
 
 def stored(folder: Path) -> dict[str, torch.dtype]:
