@@ -34,7 +34,9 @@ from graphfuse.demo import recipes
 from graphfuse.demo.data import Split, Splits, batches
 from graphfuse.demo.data import load as load_data
 from graphfuse.demo.training import parents
+from graphfuse.evaluation.states import restated
 from graphfuse.fuse import average, shares_of
+from graphfuse.lockstep import as_batch
 from graphfuse.transport.sinkhorn import balanced
 
 NAME = "transport_options"
@@ -109,7 +111,7 @@ def score(prepared: Prepared, state: Mapping[str, Tensor], judged: Split, images
     with torch.no_grad():
         for name, tensor in state_of(model).items():
             tensor.copy_(state[name])
-    return recipes.accuracy(recipes.reestimate(model, images) if images is not None else model, judged)
+    return recipes.accuracy(restated(model, map(as_batch, batches(images)) if images is not None else ()), judged)
 
 
 def measure(names: list[str], seeds: list[int], folder: Path | None, only: list[str], calibrated: bool) -> None:

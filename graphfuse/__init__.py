@@ -9,13 +9,16 @@ True
 
 from graphfuse.aligned import Alignment
 from graphfuse.alignment import align
-from graphfuse.config import FuseConfig
+from graphfuse.comparison import ModelComparison, compare
+from graphfuse.config import FuseConfig, RunConfig
 from graphfuse.errors import GraphFuseError
+from graphfuse.evaluation import Evaluation, Metric, evaluate
 from graphfuse.folding import Folded, fold_gains
 from graphfuse.fuse import FuseResult, fuse
 from graphfuse.matching import DepthMatch, Translation, match_depth, translate
 from graphfuse.refine import Descent, finetune
 from graphfuse.symmetry import SymmetryGraph, trace
+from graphfuse.tasks import add_task_vector, task_vector
 from graphfuse.verify import Verification, verify
 
 __version__ = "0.1.0"
@@ -24,19 +27,27 @@ __all__ = [
     "Alignment",
     "DepthMatch",
     "Descent",
+    "Evaluation",
     "Folded",
     "FuseConfig",
     "FuseResult",
     "GraphFuseError",
+    "Metric",
+    "ModelComparison",
+    "RunConfig",
     "SymmetryGraph",
     "Translation",
     "Verification",
     "__version__",
+    "add_task_vector",
     "align",
+    "compare",
+    "evaluate",
     "finetune",
     "fold_gains",
     "fuse",
     "match_depth",
+    "task_vector",
     "trace",
     "translate",
     "verify",

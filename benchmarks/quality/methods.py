@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from graphfuse.errors import GraphFuseError
+from graphfuse.evaluation.states import restated
 from graphfuse.fuse import FuseResult, fuse
+from graphfuse.lockstep import as_batch
 from graphfuse.roles import ROLES
 from quality import training
 from quality.data import Data, Part
@@ -246,26 +248,7 @@ def _barrier(bench: Bench, results: Mapping[str, FuseResult]) -> Cell:
             name: torch.lerp(value, ends[1][name], i / (POINTS - 1)) if value.is_floating_point() else value
             for name, value in ends[0].items()
         })  # fmt: skip
-        losses.append(training.score(reestimate(point, bench.unlabelled()), part, "loss"))
+        losses.append(training.score(restated(point, map(as_batch, bench.unlabelled())), part, "loss"))
     line = torch.linspace(losses[0], losses[-1], POINTS)
     barrier = (torch.tensor(losses) - line).max().item()
     return {"test": barrier, "losses": losses, "seconds": time.perf_counter() - begin, "samples": bench.samples}
-
-
-@torch.no_grad()
-def reestimate(model: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:
-    """Give each batch norm of a model, in place, the statistics of these inputs; other models stay as they are."""
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    kept = [norm.momentum for norm in norms]
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over all batches
-        norm.train()
-    if norms:
-        for batch in inputs:
-            model(batch)
-    for norm, momentum in zip(norms, kept, strict=True):
-        norm.momentum = momentum
-        norm.eval()
-    return model

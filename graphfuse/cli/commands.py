@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from graphfuse import __version__
-from graphfuse.cli import console, fusing, graphs
+from graphfuse.cli import applying, console, fusing, graphs, measuring
 from graphfuse.cli.configs import config_app
 from graphfuse.cli.options import MODEL, Debug, Json, Seed, Verbose
 from graphfuse.cli.rules import rules_app
@@ -76,6 +76,21 @@ for command, lines in (
         [
             "fuse nets:net@a.safetensors nets:net@b.safetensors --data digits.npz -o fused",
             "fuse --config run.yaml",
+        ],
+    ),
+    (
+        measuring.evaluate,
+        [
+            "evaluate --run fused --data test.npz",
+            "evaluate nets:net@a.safetensors nets:net@b.safetensors --data test.npz --metric nets:f1",
+        ],
+    ),
+    (measuring.compare, ["compare nets:net@a.safetensors nets:net@b.safetensors --data digits.npz"]),
+    (
+        applying.apply,
+        [
+            "apply ab.safetensors b-later.safetensors -o moved.safetensors",
+            "apply ab.safetensors tuned-b.safetensors --base b.safetensors --add-to a.safetensors -o tuned.safetensors",
         ],
     ),
 ):

@@ -34,6 +34,7 @@ from graphfuse.cli.steps import (
     device_of,
     expect_models,
     expect_new_file,
+    load,
     opened,
     print_json,
     print_notes,
@@ -44,9 +45,8 @@ from graphfuse.cli.steps import (
 from graphfuse.config import RunConfig
 from graphfuse.fuse import FuseResult
 from graphfuse.fuse import fuse as fuse_models
-from graphfuse.io.models import LoadedModel, load_model, save_model
+from graphfuse.io.models import LoadedModel, save_model
 from graphfuse.io.outputs import ensure_new, new_directory
-from graphfuse.io.precision import dtype_of
 from graphfuse.report import terminal
 from graphfuse.report.pages import fuse_page
 from graphfuse.symmetry import trace
@@ -138,8 +138,7 @@ def fuse(
         raise typer.BadParameter("name a new directory, or give a --config that has `out`", param_hint="'--out' / '-o'")
     ensure_new(run.out)
     found = opened(run)
-    how = {"dtype": dtype_of(run.dtype), "allow": run.allow}
-    shape = load_model(run.into, run.seed, **how) if run.into is not None else None
+    shape = load(run.into, run) if run.into is not None else None
     given = Alignment.load(run.alignment) if run.alignment is not None else None
     with new_directory(run.out) as work:
         with progress(as_json) as advance:

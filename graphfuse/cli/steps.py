@@ -50,6 +50,11 @@ def expect_models(run: RunConfig) -> None:
         raise typer.BadParameter("name the models, or give a --config that has `models`", param_hint="MODEL...")
 
 
+def load(spec: str, run: RunConfig) -> LoadedModel:
+    """A model as the settings want it."""
+    return load_model(spec, run.seed, dtype=dtype_of(run.dtype), allow=run.allow)
+
+
 @dataclass(frozen=True, eq=False)
 class Opened:
     """Models that were loaded, on their device, with example inputs and data."""
@@ -66,7 +71,7 @@ def opened(run: RunConfig) -> Opened:
     """The models of a run and its data."""
     torch.manual_seed(run.seed)
     place = device_of(run.device)
-    loaded = [load_model(spec, run.seed, dtype=dtype_of(run.dtype), allow=run.allow) for spec in run.models]
+    loaded = [load(spec, run) for spec in run.models]
     batches = None
     if run.data is not None:
         batches = load_data(run.data, run.batch_size, model=loaded[0], samples=run.samples, length=run.length)

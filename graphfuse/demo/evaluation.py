@@ -18,7 +18,9 @@ from graphfuse.demo import recipes
 from graphfuse.demo.data import Splits, batches
 from graphfuse.demo.pairs import Pair
 from graphfuse.demo.results import PairResult
+from graphfuse.evaluation.states import State, at, batch_norms, line, mean_state, restated
 from graphfuse.fuse import fuse
+from graphfuse.lockstep import Batch, as_batch
 
 STEPS = 40  # of fine-tuning
 RATE = 3e-4
@@ -26,7 +28,6 @@ TUNING_SEED = 1_000_003
 POINTS = 11
 SOFT = {"solver": "sinkhorn"}
 UNALIGNED = {"align": False}
-State = Mapping[str, Tensor]
 
 
 class Fused(Protocol):
@@ -79,8 +80,8 @@ def evaluate(
     inputs, test = batches(splits.unlabelled), splits.test
     accuracies = tuple(recipes.accuracy(model, test) for model in models)
     scores = torch.stack([recipes.logits(model, test.images) for model in models])
-    plain = average([model.state_dict() for model in models]) if pair.same_kind else None
-    averaged = _loaded(models[0], plain) if plain else None
+    plain = mean_state([model.state_dict() for model in models]) if pair.same_kind else None
+    averaged = at(models[0], plain) if plain else None
     step()
     hard = fuser(models, data=inputs, config={"target": pair.target})
     step()
@@ -89,7 +90,7 @@ def evaluate(
     calibrated = _unaligned(fuser, models, inputs, hard.report) if pair.same_kind else None
     step()
     moved = [hard.alignment.apply(model.state_dict(), k) for k, model in enumerate(models)]
-    aligned = recipes.reestimate(_loaded(models[pair.target], average(moved)), splits.unlabelled)
+    aligned = restated(at(models[pair.target], mean_state(moved)), _inputs(splits))
     aligned_curve = _curve(models[pair.target], (moved[0], moved[-1]), splits)
     step()
     plain_curve = _curve(models[0], (models[0].state_dict(), models[-1].state_dict()), splits) if plain else None
@@ -118,21 +119,6 @@ def evaluate(
     return result
 
 
-def average(states: Sequence[State]) -> dict[str, Tensor]:
-    """The mean of states of equal shapes, name by name; what is no floating-point number is the first's."""
-    return {
-        name: torch.stack([state[name] for state in states]).mean(dim=0) if value.is_floating_point() else value.clone()
-        for name, value in states[0].items()
-    }
-
-
-def _loaded(model: nn.Module, state: State) -> nn.Module:
-    """A copy of the model with other weights."""
-    other = copy.deepcopy(model)
-    other.load_state_dict(state)
-    return other.eval()
-
-
 def _unaligned(fuser: Fuser, models: Sequence[nn.Module], inputs: list[Tensor], report: Mapping[str, Any]) -> nn.Module:
     """Everything that fusing does but the alignment: unit i is paired with unit i on every axis."""
     roles = {axis["role"]: UNALIGNED for axis in report.get("axes", [])}
@@ -142,25 +128,19 @@ def _unaligned(fuser: Fuser, models: Sequence[nn.Module], inputs: list[Tensor], 
 def _curve(model: nn.Module, ends: Sequence[State], splits: Splits) -> tuple[float, ...]:
     """Accuracies along the straight line between two states, batch norms re-estimated between the ends."""
     first, last = ends
-    accuracies = []
-    for i in range(POINTS):
-        share = i / (POINTS - 1)
-        state = {
-            name: torch.lerp(value, last[name], share) if value.is_floating_point() else value
-            for name, value in first.items()
-        }
-        point = _loaded(model, state)
-        if 0 < i < POINTS - 1:
-            recipes.reestimate(point, splits.unlabelled)
-        accuracies.append(recipes.accuracy(point, splits.test))
-    return tuple(accuracies)
+    points = line(model, first, last, POINTS, _inputs(splits))
+    return tuple(recipes.accuracy(point, splits.test) for _, point in points)
+
+
+def _inputs(splits: Splits) -> list[Batch]:
+    return [as_batch(images) for images in batches(splits.unlabelled)]
 
 
 def _restated(model: nn.Module, splits: Splits) -> float | None:
     """Accuracy with batch norms re-estimated; None where there is none."""
-    restated = recipes.reestimate(copy.deepcopy(model), splits.unlabelled)
-    changed = any(not torch.equal(a, b) for a, b in zip(model.buffers(), restated.buffers(), strict=True))
-    return recipes.accuracy(restated, splits.test) if changed else None
+    return (
+        recipes.accuracy(restated(copy.deepcopy(model), _inputs(splits)), splits.test) if batch_norms(model) else None
+    )
 
 
 def _tuned(model: nn.Module, splits: Splits) -> float:

@@ -122,24 +122,6 @@ def accuracy(model: nn.Module, split: data.Split) -> float:
     return agreement(logits(model, split.images), split.labels)
 
 
-@torch.no_grad()
-def reestimate(model: nn.Module, images: Tensor) -> nn.Module:
-    """Give each batch norm of a model, in place, the statistics of these images; other models stay as they are."""
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    kept = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over all batches
-        norm.train()
-    if norms:
-        for batch in data.batches(images):
-            model(batch)
-    for norm, momentum in zip(norms, kept, strict=True):
-        norm.momentum = momentum
-        norm.eval()
-    return model
-
-
 def agreement(scores: Tensor, labels: Tensor) -> float:
     """Share of rows, in percent, whose highest score, shape (n, classes), is at the label, shape (n,)."""
     return 100 * (scores.argmax(dim=1) == labels).float().mean().item()

@@ -38,17 +38,24 @@ def grams_of(model: nn.Module, layers: Sequence[str], data: Sequence[Batch]) -> 
     with torch.no_grad():
         for batch in data:
             model(*batch.args, **batch.kwargs)
-    return {layer: [_gram(torch.cat(parts)) if parts else None for parts in found] for layer, found in seen.items()}
+    return {layer: [gram(torch.cat(parts)) if parts else None for parts in found] for layer, found in seen.items()}
 
 
 def _rows(value: Tensor, share: int) -> Tensor:
     """Evenly chosen rows of activations: one for each sample and position, channels along them."""
-    value = value.movedim(1, -1) if value.dim() > 3 else value.reshape(len(value), -1, value.shape[-1])
+    return chosen_rows(
+        value.movedim(1, -1) if value.dim() > 3 else value.reshape(len(value), -1, value.shape[-1]), share
+    )
+
+
+def chosen_rows(value: Tensor, share: int) -> Tensor:
+    """No more than so many rows along the last dim, evenly chosen, in float64."""
     rows = value.detach().flatten(0, -2).double()
     return rows[:: max(1, -(-len(rows) // share))]
 
 
-def _gram(rows: Tensor) -> Tensor:
+def gram(rows: Tensor) -> Tensor:
+    """The Gram matrix, shape (rows, rows), of rows less their mean."""
     centred = rows - rows.mean(0)
     return centred @ centred.T
 
