@@ -15,6 +15,7 @@ from graphfuse.errors import GraphFuseError
 from graphfuse.evaluation import Evaluation, Metric, evaluate
 from graphfuse.folding import Folded, fold_gains
 from graphfuse.fuse import FuseResult, fuse
+from graphfuse.landscape import Landscape, landscape
 from graphfuse.matching import DepthMatch, Translation, match_depth, translate
 from graphfuse.refine import Descent, finetune
 from graphfuse.symmetry import SymmetryGraph, trace
@@ -32,6 +33,7 @@ __all__ = [
     "FuseConfig",
     "FuseResult",
     "GraphFuseError",
+    "Landscape",
     "Metric",
     "ModelComparison",
     "RunConfig",
@@ -46,6 +48,7 @@ __all__ = [
     "finetune",
     "fold_gains",
     "fuse",
+    "landscape",
     "match_depth",
     "task_vector",
     "trace",

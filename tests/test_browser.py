@@ -50,9 +50,12 @@ class Net(nn.Module):
 
 
 EVALUATION = {
-    "metric": "accuracy, %", "higher_is_better": True,
-    "rows": {"parents": [91.5, 90.5], "ensemble": 92.25, "plain": 41.0, "fused": 89.75},
-    "curve": {"points": [0.0, 0.5, 1.0], "before": [91.5, 41.0, 90.5], "after": [91.5, 85.0, 90.5]},
+    "metrics": ["accuracy", "loss"], "inputs": 500,
+    "parents": [{"accuracy": 0.915, "loss": 0.31}, {"accuracy": 0.905, "loss": 0.32}],
+    "ensemble": {"accuracy": 0.922, "loss": 0.25}, "plain": {"accuracy": 0.41, "loss": 2.5},
+    "fused": {"accuracy": 0.897, "loss": 0.35},
+    "before": {"metric": "accuracy", "values": [0.915, 0.41, 0.905], "barrier": 0.5},
+    "after": {"metric": "accuracy", "values": [0.915, 0.85, 0.905], "barrier": 0.06},
 }  # fmt: skip
 
 
@@ -146,8 +149,9 @@ def test_outcome_comes_first_and_nothing_is_missing(browser: Any, page: str) -> 
         row.find_element(By.TAG_NAME, "th").text: row.text
         for row in every(browser, "#outcome .scroll:first-of-type tbody tr")
     }
-    assert "92.2" in rows["ensemble of the models"] and "41.0 -50.0" in rows["plain average"]
-    assert "89.8 -1.2" in rows["fused"]
+    assert "0.922 0.250" in rows["ensemble of the models"] and "0.410 2.500" in rows["plain average"]
+    assert "0.897 0.350" in rows["fused"] and "0.915 0.310" in rows["model 0"]
+    assert "barrier 0.500" in one(browser, "#outcome .legend").text
     assert len(every(browser, "#outcome .chart .line")) == 2
     assert "process held" in one(browser, "#time-and-memory").text
     for table in every(browser, "table"):

@@ -358,16 +358,20 @@ def test_nothing_mapped_is_no_heat_map_and_names_are_escaped() -> None:
 
 
 def test_the_outcome_is_said_with_and_without_labels() -> None:
-    rows = {"parents": [0.91, None], "ensemble": 0.93, "plain": float("nan"), "fused": 0.9}
-    curve = {"points": [0, 0.5, 1], "before": [0.91, float("nan"), 0.9], "after": None}
-    found = {"metric": "R2", "higher_is_better": True, "rows": rows, "curve": curve}
+    found = {
+        "metrics": ["R2"], "inputs": 70, "parents": [{"R2": 0.91}, {"R2": 0.9}], "ensemble": {"R2": 0.93},
+        "plain": {"R2": float("nan")}, "fused": {"R2": 0.9},
+        "before": {"metric": "R2", "values": [0.91, float("nan"), 0.9], "barrier": 0.0}, "after": None,
+    }  # fmt: skip
     report = {"models": [{}, {}], "evaluation": found}
     assert (
-        outcome_words(report) == "R2: the fused model reaches 0.900, the models 0.910 and –, their plain average nan."
+        outcome_words(report)
+        == "R2: the fused model reaches 0.900, the models 0.910 and 0.900, their plain average nan."
     )
     shown = outcome(report)
-    assert "R2 (the higher the better)" in shown and "<td class='number'>-0.010</td>" in shown
-    assert shown.count('class="line') - shown.count('class="line a" d="M1 6') == 1  # in the chart, beside its legend
+    assert "on 70 inputs" in shown and ">0.930</td>" in shown and ">nan</td>" in shown
+    assert shown.count('class="line a" d="M') == 2  # in the legend and in the chart
+    assert 'class="chart"' not in outcome({**report, "evaluation": {**found, "before": None}})
     apart = {"inputs": 12, "models": [0.2, 0.3], "average": 0.4, "fused": 0.05}
     words = outcome_words({"models": [{}, {}], "outputs": apart})
     assert "On 12 unlabelled inputs" in words and "are 0.050 from" in words and "average's 0.400" in words

@@ -7,7 +7,7 @@ from typing import Any
 
 from graphfuse.report.charts import Line, chart, legend, rounded
 from graphfuse.report.graphdata import Json
-from graphfuse.report.html import Cell, figures, folded, table
+from graphfuse.report.html import Cell, bullets, figures, folded, table
 
 STYLES = "bcd"
 BEFORE = "unit i with unit i"
@@ -31,9 +31,18 @@ def matching(report: Mapping[str, Any], axes: Sequence[Json]) -> str:
         if any(axis["name"] in found for _, found in models):
             roles.setdefault(axis["role"], []).append(axis["name"])
     charts = [(role.replace("_", " "), _chart(role, names, models), "") for role, names in roles.items() if names[1:]]
+    alone = [name for names in roles.values() if not names[1:] for name in names]
+    said = [_said(name, k, found[name]) for name in alone for k, found in models if name in found]
     key = [(BEFORE, "a", "line"), *((f"model {k}, matched", _style(i), "line") for i, (k, _) in enumerate(models))]
     shown = _table(report["alignment"], axes)
-    return legend(key) + figures(charts) + folded("Every axis in numbers", shown) if charts else shown
+    if not charts:
+        return shown
+    return bullets(said) + legend(key) + figures(charts) + folded("Every axis in numbers", shown)
+
+
+def _said(name: str, k: int, found: Mapping[str, Any]) -> str:
+    before = f" ({BEFORE}: {found['before']:.3f})" if found["before"] is not None else ""
+    return f"{name} of model {k}: {found['value']:.3f}{before}"
 
 
 def calibration(report: Mapping[str, Any]) -> str:

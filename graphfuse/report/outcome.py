@@ -1,13 +1,13 @@
-"""What a fusion came to, on a page: by a metric where labels are known, and by the outputs where they are not.
+"""What a fusion came to, on a page: by metrics where labels are known, and by the outputs where they are not.
 
-An *evaluation* is a dict that a report may have under ``evaluation``:
+An *evaluation* is a dict that a report may have under ``evaluation``, all of it plain values:
 
-- ``metric`` : str, what was measured, with its unit: ``"accuracy, %"``;
-- ``higher_is_better`` : bool;
-- ``rows`` : ``parents`` (a list, one value for each model), ``ensemble``, ``plain`` (the average of the weights as
-  they are), ``fused``, and whatever else was measured, by name; None is what does not exist;
-- ``curve`` : optional; ``points`` (shares of the last model, 0 to 1), ``before`` and ``after`` alignment, each a list
-  of values or None.
+- ``metrics`` : names of what was measured, the first being that of the curves; ``inputs`` : on how many;
+- ``parents`` : a list, for each model a dict of values by metric; ``ensemble``, ``plain`` (the average of the weights
+  as they are), ``fused`` : such dicts, or None for what does not exist;
+- ``before``, ``after`` : None, or the curve along the line from the target to another model, as they are and aligned:
+  ``metric``, ``values`` at even steps, and ``barrier``, how much worse the worst of them is than the line between the
+  ends.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from graphfuse.report.html import Cell, figures, table
 
 Json = Mapping[str, Any]
 
-NAMES = {"ensemble": "ensemble of the models", "plain": "plain average", "aligned": "aligned average", "fused": "fused"}
-BEFORE, AFTER = "as they are", "aligned"
+NAMES = {"ensemble": "ensemble of the models", "plain": "plain average", "fused": "fused"}
+CURVES = {"before": ("as they are", "a"), "after": ("aligned", "b")}
 
 
 def outcome_words(report: Json) -> str:
     """The outcome in a sentence or two."""
     found = report.get("evaluation")
-    if found:
-        rows, name = found["rows"], found["metric"]
-        parents = " and ".join(_figure(value) for value in rows["parents"])
-        plain = f", their plain average {_figure(rows['plain'])}" if rows.get("plain") is not None else ""
-        fused = _figure(rows.get("fused"))
+    if found and found.get("fused"):
+        name = found["metrics"][0]
+        parents = " and ".join(_figure(values[name]) for values in found["parents"])
+        plain = f", their plain average {_figure(found['plain'][name])}" if found.get("plain") else ""
+        fused = _figure(found["fused"][name])
         return f"{name[:1].upper()}{name[1:]}: the fused model reaches {fused}, the models {parents}{plain}."
     apart = report.get("outputs")
     if apart:
@@ -52,42 +52,38 @@ def outcome(report: Json) -> str:
         rows: list[list[Cell]] = [[spec, gap] for spec, gap in zip(specs, apart["models"], strict=False)]
         rows += [["aligned average", apart["average"]], ["fused", apart["fused"]]]
         tables.append(table(["", "distance from the models' mean outputs"], rows, strong=[1], digits=4))
-    if not found or not found.get("curve"):
-        return "".join(tables)
-    return f'<div class="beside"><div>{"".join(tables)}</div>{_curve(found)}</div>'
+    drawn = _curve(found) if found else ""
+    return f'<div class="beside"><div>{"".join(tables)}</div>{drawn}</div>' if drawn else "".join(tables)
 
 
 def _evaluated(found: Json, specs: Sequence[str]) -> str:
-    parents = [value for value in found["rows"]["parents"] if _finite(value)]
-    mean = sum(parents) / len(parents) if parents else None
-    named = [*zip(specs, found["rows"]["parents"], strict=False)]
-    named += [(NAMES.get(key, key), value) for key, value in found["rows"].items() if key != "parents"]
-    better = "the higher the better" if found["higher_is_better"] else "the lower the better"
-    rows: list[list[Cell]] = [
-        [name, value, None if value is None or mean is None else value - mean] for name, value in named
-    ]
-    head = ["", f"{found['metric']} ({better})", "against the models' mean"]
-    return table(head, rows, strong=[1], digits=_digits(parents))
+    named = [*zip(specs, found["parents"], strict=False)]
+    named += [(words, found[key]) for key, words in NAMES.items() if found.get(key)]
+    rows: list[list[Cell]] = [[name, *(values.get(metric) for metric in found["metrics"])] for name, values in named]
+    digits = max(_digits([values[metric] for values in found["parents"]]) for metric in found["metrics"])
+    return table([f"on {found['inputs']} inputs", *found["metrics"]], rows, strong=[1], digits=digits)
 
 
 def _curve(found: Json) -> str:
-    curve, rows = found["curve"], found["rows"]
-    drawn = [(BEFORE, "a", curve.get("before")), (AFTER, "b", curve.get("after"))]
-    lines = [
-        Line(name, style, tuple((x, y) for x, y in zip(curve["points"], values, strict=True) if _finite(y)))
-        for name, style, values in drawn
-        if values
-    ]
-    marks = [Mark("fused", "c", (0.5, rows["fused"]))] if _finite(rows.get("fused")) else []
-    values = [y for line in lines for _, y in line.points] + [mark.point[1] for mark in marks]
+    metric = found["metrics"][0]
+    lines, marks = [], []
+    for key, (name, style) in CURVES.items():
+        if found.get(key):
+            values = found[key]["values"]
+            points = [(i / (len(values) - 1), y) for i, y in enumerate(values) if _finite(y)]
+            lines.append(Line(f"{name}, barrier {_figure(found[key]['barrier'])}", style, tuple(points)))
+    if not lines:
+        return ""
+    if found.get("fused") and _finite(found["fused"][metric]):
+        marks.append(Mark("fused", "c", (0.5, found["fused"][metric])))
+    seen = [y for line in lines for _, y in line.points] + [mark.point[1] for mark in marks]
     picture = chart(
-        f"{found['metric']} between the models", lines, marks,
-        across=("share of the last model", 0.0, 1.0), up=(found["metric"], *rounded(values)), unit="",
-        digits=_digits(values),
+        f"{metric} between the models", lines, marks, across=("share of the other model", 0.0, 1.0),
+        up=(metric, *rounded(seen)), unit="", digits=_digits(seen),
     )  # fmt: skip
     key = legend([(line.name, line.style, "line") for line in lines] + [(m.name, m.style, "diamond") for m in marks])
-    words = "Along the straight line between the weights of the first model and those of the last."
-    return figures([("From one model to the other", key + picture, words)])
+    words = "Along the straight line from the target's weights to those of another model."
+    return figures([("From one model to another", key + picture, words)])
 
 
 def _specs(report: Json) -> list[str]:

@@ -136,4 +136,4 @@ def _costs(report: Json) -> str:
     memory: list[list[Cell]] = [
         [names.get(key, key), size / 2**20] for key, size in (report.get("memory") or {}).items() if size is not None
     ]
-    return shown + (table(["memory", "MiB"], memory) if memory else "")
+    return f'<div class="beside">{shown}{table(["memory", "MiB"], memory)}</div>' if memory else shown
