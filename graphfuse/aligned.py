@@ -20,6 +20,7 @@ from graphfuse.matching import renamed
 from graphfuse.plain import layout_in, layout_out
 from graphfuse.relative import relative
 from graphfuse.symmetry import Axis, TensorLabel, Touch
+from graphfuse.tables import Table
 from graphfuse.transport.family import Agreement
 
 KIND = "alignment"
@@ -211,16 +212,30 @@ class Alignment:
             "notes": list(self.notes),
         }
 
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """For each model that was moved, how well its axes are matched."""
+        columns = ("axis", "size", "from", "agreement", "before", "moved")
+        return tuple(
+            Table(f"model {k}:", columns, tuple(self._row(axis, part) for axis in self.axes))
+            for k, part in enumerate(self.models)
+            if k != self.target or part.maps
+        )
+
+    @property
+    def _summary(self) -> str:
+        return f"alignment of {len(self.models)} models onto model {self.target}, by {self.method}"
+
     def __str__(self) -> str:
-        lines = [f"alignment of {len(self.models)} models onto model {self.target}, by {self.method}"]
-        for k, part in enumerate(self.models):
-            if k == self.target and not part.maps:
-                continue
-            lines.append(f"model {k}:")
-            rows = [("axis", "size", "from", "agreement", "before", "moved"), *(self._row(a, part) for a in self.axes)]
-            widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-            lines += ["  " + "  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines = [self._summary]
+        for table in self.tables:
+            head, *rest = str(table).splitlines()
+            lines += [head, *(f"  {line}" for line in rest)]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def _repr_html_(self) -> str:
+        head = Table(self._summary, (), (), self.notes)
+        return "".join(table.html() for table in (*self.tables, head))
 
     __repr__ = __str__
 

@@ -20,7 +20,18 @@ from torch.utils import _pytree as pytree
 
 from graphfuse.errors import CaptureError, DataError
 from graphfuse.flatgraph import execute, last_use, lift_attributes, tidy, tie
-from graphfuse.frontend import AtomCall, AtomOf, Kind, dotted, in_force, program, source_in, taken_whole
+from graphfuse.frontend import (
+    AtomCall,
+    AtomOf,
+    Kind,
+    dotted,
+    in_force,
+    packed,
+    program,
+    source_in,
+    taken_whole,
+    unpacked,
+)
 from graphfuse.inputs import Example, Signature, as_captured, expect_state, in_order, leaf_names, outline, signature_of
 from graphfuse.outputs import expect_outputs, is_wanted, output_names
 
@@ -76,6 +87,12 @@ class Captured:
     atoms: tuple[AtomCall, ...] = ()
     wanted: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"packed": packed(vars(self))}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(unpacked(state["packed"]))
 
     @property
     def graph(self) -> fx.Graph:

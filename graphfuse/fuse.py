@@ -28,6 +28,7 @@ from graphfuse.resize import resize
 from graphfuse.reuse import reused
 from graphfuse.search import Score, Tried, search
 from graphfuse.symmetry import Axis, SymmetryGraph
+from graphfuse.tables import Table
 
 __all__ = ["FuseResult", "fuse"]
 
@@ -46,6 +47,26 @@ class FuseResult:
     alignment: Alignment
     report: dict[str, Any]
     resized: Alignment | None = None
+
+    @property
+    def table(self) -> Table:
+        """What was fused, one row for each model."""
+        report = self.report
+        rows = tuple(
+            (str(k), one["class"], f"{one['parameters']:,}", f"{one['share']:.0%}", "target" if one["target"] else "")
+            for k, one in enumerate(report["models"])
+        )
+        how = f"by {self.alignment.method}, on {report['inputs']} inputs, in {report['seconds']['total']:.1f} s"
+        title = f"{type(self.model).__name__}, fused of {len(rows)} models, {how}"
+        return Table(title, ("model", "class", "parameters", "share", ""), rows, tuple(report["notes"]))
+
+    def __str__(self) -> str:
+        return str(self.table)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return self.table.html() + "".join(table.html() for table in self.alignment.tables)
 
 
 def fuse(
@@ -126,7 +147,7 @@ def fuse(
     if into is None or len(models) != 1:
         tried: tuple[Tried, ...] = ()
         if settings.method == "auto" and alignment is None:
-            settings, tried = search(settings, prepare_for, attempt, score)
+            settings, tried = search(settings, prepare_for, attempt, score, progress)
             clock.lap("search")
         prepared = prepare_for(settings)
         clock.lap("trace")

@@ -21,7 +21,7 @@ from graphfuse.capture import state_of
 from graphfuse.config import FuseConfig
 from graphfuse.errors import GraphFuseError
 from graphfuse.lockstep import parted
-from graphfuse.prepared import Prepared
+from graphfuse.prepared import Prepared, Progress
 from graphfuse.roles import ROLES
 from graphfuse.teacher import Teacher, held_out, run_model
 
@@ -69,7 +69,11 @@ class Tried:
 
 
 def search(
-    settings: FuseConfig, prepare: Prepare, run: Run, score: Score | None = None
+    settings: FuseConfig,
+    prepare: Prepare,
+    run: Run,
+    score: Score | None = None,
+    progress: Progress | None = None,
 ) -> tuple[FuseConfig, tuple[Tried, ...]]:
     """The best settings that were tried, with the rest of the time budget for refinement when there is data.
 
@@ -81,16 +85,24 @@ def search(
         Settings -> prepared models, and prepared models -> the fused model and its alignment.
     score : callable, optional
         Judges a fused model, say its accuracy on validation data; by default closeness to the parents.
+    progress : callable, optional
+        Called with ("search", seconds, seconds that trying may take).
     """
     began, trials = time.perf_counter(), _Trials(settings, prepare, run, score)
     usual = settings.model_copy(update={"method": "default"})
     first = trials.prepared(usual)
-    for options in WITH_DATA if first.data else WITHOUT:
+    most = max(1, round(TRYING * settings.budget))
+
+    def attempt(options: Settings) -> None:
         if not trials.done or time.perf_counter() - began + trials.longest < TRYING * settings.budget:
             trials.attempt(options)
+            if progress is not None:
+                progress("search", min(round(time.perf_counter() - began), most), most)
+
+    for options in WITH_DATA if first.data else WITHOUT:
+        attempt(options)
     for options in CALIBRATIONS if first.data else ():
-        if time.perf_counter() - began + trials.longest < TRYING * settings.budget:
-            trials.attempt({**trials.best[0], "calibrate": {**settings.calibrate.model_dump(), **options}})
+        attempt({**trials.best[0], "calibrate": {**settings.calibrate.model_dump(), **options}})
     chosen = _with(settings, trials.best[0])
     logger.info("chosen: %s", dict(trials.best[0]))
     left = settings.budget - (time.perf_counter() - began) - trials.longest

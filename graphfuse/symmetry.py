@@ -22,6 +22,7 @@ from graphfuse.labeling import Labelling, Note, Value, label, statistics_of
 from graphfuse.roles import roles_of
 from graphfuse.rulebook import RuleBook, Rules, load_rules
 from graphfuse.rulebook.op import Label
+from graphfuse.tables import Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,16 +142,21 @@ class SymmetryGraph:
                 graph.add_edge(*ends, dim=[*dims, touch.dim])
         return graph
 
-    def __str__(self) -> str:
-        head = ("axis", "size", "class", "differs along", "touches")
-        rows = [self._row(axis) for axis in self.axes]
-        widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
+    @property
+    def table(self) -> Table:
+        """The free axes, one row each."""
         summary = (
             f"{type(self.model).__name__}: {len(self.axes)} free axes, {self.free_fraction:.1%} of the parameters "
             f"move ({self.captured.method})"
         )
-        return "\n".join([summary, *(line.rstrip() for line in lines), *(f"note: {n.message}" for n in self.notes)])
+        rows, notes = tuple(self._row(axis) for axis in self.axes), tuple(note.message for note in self.notes)
+        return Table(summary, ("axis", "size", "class", "differs along", "touches"), rows, notes)
+
+    def __str__(self) -> str:
+        return str(self.table)
+
+    def _repr_html_(self) -> str:
+        return self.table.html()
 
     def _row(self, axis: Axis) -> tuple[str, ...]:
         names = [f"{touch.tensor}[{touch.dim}]" for touch in axis.touches]

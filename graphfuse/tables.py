@@ -17,7 +17,7 @@ class Table:
 
     def __str__(self) -> str:
         lines = [self.title] if self.title else []
-        if self.rows:
+        if self.columns:
             grid = (self.columns, *self.rows)
             widths = [max(len(row[i]) for row in grid) for i in range(len(self.columns))]
             cells = ([x.ljust(w) for x, w in zip(row, widths, strict=True)] for row in grid)
@@ -31,7 +31,7 @@ class Table:
             inner = (f'<{kind} style="text-align:left">{html.escape(cell)}</{kind}>' for cell in row)
             return f"<tr>{''.join(inner)}</tr>"
 
-        head = f"<thead>{cells('th', self.columns)}</thead>" if self.rows else ""
+        head = f"<thead>{cells('th', self.columns)}</thead>" if self.columns else ""
         body = f"<tbody>{''.join(cells('td', row) for row in self.rows)}</tbody>"
         notes = "".join(f"<p>note: {html.escape(note)}</p>" for note in self.notes)
         return f"<div><p>{html.escape(self.title)}</p><table>{head}{body}</table>{notes}</div>"

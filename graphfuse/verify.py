@@ -7,6 +7,7 @@ random values. Everything runs in float64, on the module itself rather than on t
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,9 @@ from graphfuse.groups import Elements, is_sampled, sample_elements, transformed
 from graphfuse.outputs import is_wanted, output_names, tensors_in
 from graphfuse.permutations import Permutations, permuted, sample
 from graphfuse.symmetry import Axis, SymmetryGraph
+from graphfuse.tables import Table
+
+logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-6
 NARROW = (torch.float32, torch.float16, torch.bfloat16)
@@ -63,6 +67,10 @@ class Verification:
             "free_axes": self.axes, "sensitivity": self.sensitivity, "repeatable": self.repeatable,
             "blamed": [axis.name for axis in self.blamed], "notes": list(self.notes),
         }  # fmt: skip
+
+    def _repr_html_(self) -> str:
+        rows = tuple((axis.name, str(axis.size), ", ".join(map(str, axis.touches))) for axis in self.blamed)
+        return Table(str(self), ("axis to blame", "size", "touches") if rows else (), rows, self.notes).html()
 
     def __str__(self) -> str:
         if not self.repeatable:
@@ -117,7 +125,9 @@ def verify(
         worst = max(worst, error)
         if progress is not None:
             progress("verify", trial + 1, trials)
-    return Verification(worst, check.tolerance, trials, len(graph.axes), check.noticed, True, blamed, check.notes)
+    found = Verification(worst, check.tolerance, trials, len(graph.axes), check.noticed, True, blamed, check.notes)
+    logger.log(logging.INFO if found.ok else logging.WARNING, "%s", found)
+    return found
 
 
 def _check(graph: SymmetryGraph, seed: int) -> _Check:
