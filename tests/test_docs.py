@@ -48,8 +48,11 @@ def test_the_page_on_rules_from_the_note_to_the_passing_check(
     assert ran == 5
 
 
-@pytest.mark.parametrize(("page", "lines"), [("correspondence.md", 14), ("flow.md", 1)])
-def test_pages_print_what_they_show(page: str, lines: int, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("page", "lines"), [("correspondence.md", 14), ("flow.md", 1), ("report.md", 3)])
+def test_pages_print_what_they_show(
+    page: str, lines: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     printed, shown = "", 0
     for kind, text in blocks_of(page):

@@ -13,15 +13,21 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from helpers import importable
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from torch import Tensor, nn
 
 import graphfuse
 from graphfuse.capture import state_of
+from graphfuse.cli import main
 from graphfuse.errors import ConfigError, DataError, OutputError
+from graphfuse.evaluation.states import restated
 from graphfuse.fuse import FuseResult
+from graphfuse.io.models import load_model
+from graphfuse.io.specs import find
 from graphfuse.landscape import Landscape, landscape
+from graphfuse.lockstep import as_batch
 from graphfuse.report.bipartite import bipartite
 from graphfuse.report.plots import COLOURS, plot_couplings, plot_curve, plot_landscape, plot_symmetry
 
@@ -236,3 +242,61 @@ def test_what_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(ConfigError, match=r"pip install 'graphfuse\[plots\]'"):
         plot_curve(EVALUATION, tmp_path / "curve.png")
     assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------ command line
+
+
+NETS = """
+import torch
+from torch import nn
+
+def net(seed=0):
+    torch.manual_seed(int(seed))
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.BatchNorm1d(8), nn.Linear(8, 3)).eval()
+
+def example_inputs():
+    return torch.randn(6, 4)
+
+def data():
+    for k in range(2):
+        x = torch.randn(20, 4, generator=torch.Generator().manual_seed(k))
+        yield x, x[:, :3].argmax(1)
+"""
+
+
+def test_every_plot_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plotted.py").write_text(NETS)
+
+    def run(words: str, code: int = 0) -> str:
+        found = main(words.split())
+        printed = capsys.readouterr()
+        assert found == code, printed.out + printed.err
+        return printed.out + printed.err
+
+    with importable(tmp_path):
+        run("fuse plotted:net,seed=1 plotted:net,seed=2 --data plotted:data -o fused")
+        (tmp_path / "found.json").write_text(run("evaluate --run fused --data plotted:data --json"))
+        assert "Outcome" in (tmp_path / "fused/report.html").read_text() and "barriers" in run("plot curve --help")
+        assert "has no evaluation" in " ".join(run("plot curve fused/report.json -o a.svg", 1).split())
+        run("plot page fused found.json")
+        assert "on 40 inputs" in (tmp_path / "fused/report.html").read_text()
+        assert json.loads((tmp_path / "fused/report.json").read_text())["evaluation"]["inputs"] == 40
+        assert json.loads(run("plot curve fused/report.json -o curve.svg --json")) == {"written": ["curve.svg"]}
+        assert "curve.png" in run("plot curve found.json -o curve.png")
+        run("plot couplings fused/alignment.safetensors -o couplings.png --axis hidden.0 --own-order")
+        run("plot symmetry plotted:net -o symmetry.svg")
+        found = json.loads(run("plot landscape fused --data plotted:data --fused --points 3 -o land.png --json"))
+        run("plot landscape fused --data plotted:data --metric accuracy --points 2 -o land.pdf")
+        fused, pairs = load_model("plotted:net@fused/model.safetensors").model, [*find("plotted:data", ConfigError)()]
+        renewed = restated(fused, [as_batch(x) for x, _ in pairs])  # its batch norms, as everywhere in the plane
+        expected = graphfuse.evaluate([renewed], None, pairs, "loss").parents[0]["loss"]
+        assert "cannot be read" in run("plot curve none.json -o a.svg", 1)
+    assert found["metric"] == "loss" and len(found["landscape"]["values"]) == 3
+    assert [mark[0] for mark in found["landscape"]["marks"]] == ["model 0", "model 1, aligned", "fused"]
+    assert found["landscape"]["marks"][2][3] == pytest.approx(expected, rel=1e-4)
+    names = {path.name for path in tmp_path.iterdir() if path.suffix in (".svg", ".png", ".pdf")}
+    assert names == {"curve.svg", "curve.png", "couplings.png", "symmetry.svg", "land.png", "land.pdf"}

@@ -13,6 +13,7 @@ from graphfuse import __version__
 from graphfuse.cli import applying, console, fusing, graphs, measuring
 from graphfuse.cli.configs import config_app
 from graphfuse.cli.options import MODEL, Debug, Json, Seed, Verbose
+from graphfuse.cli.plots import plot_app
 from graphfuse.cli.rules import rules_app
 from graphfuse.cli.steps import print_json
 from graphfuse.demo import run as run_demo
@@ -96,4 +97,5 @@ for command, lines in (
 ):
     app.command(help=_flowing(command.__doc__ or ""), epilog=_examples(*lines))(command)
 app.add_typer(config_app, name="config")
+app.add_typer(plot_app, name="plot")
 app.add_typer(rules_app, name="rules")

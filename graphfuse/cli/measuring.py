@@ -109,16 +109,16 @@ def evaluate(
     expect_models(run)
     if data is None:
         raise typer.BadParameter("name labelled data", param_hint="'--data'")
-    result = fused if fused is not None else _fused(run, folder) if folder is not None else None
+    result = fused if fused is not None else fused_spec(run, folder) if folder is not None else None
     loaded = [load(spec, run) for spec in run.models]
     whole = load(result, run) if result is not None else None
     place = device_of(run.device)
     nets = [one.model.to(place) for one in loaded]
-    found = _alignment(run, folder)
+    found = alignment_of(run, folder)
     with progress(as_json) as advance:
         evaluation = evaluate_models(
             nets, whole.model.to(place) if whole is not None else None,
-            _labelled(data, run, loaded[0], samples, output), _metrics(metric, lower),
+            labelled(data, run, loaded[0], samples, output), metrics_of(metric, lower),
             alignment=found if len(nets) > 1 else None, weights=run.weights, output=output, progress=advance,
         )  # fmt: skip
     if as_json:
@@ -171,7 +171,7 @@ def compare(
     console.out.print(tables_view(*result.tables))
 
 
-def _fused(run: RunConfig, folder: Path) -> str:
+def fused_spec(run: RunConfig, folder: Path) -> str:
     """The name of the model in a directory that ``fuse`` wrote."""
     form = parse_spec(run.into or run.models[run.target])
     if form.kind == "transformers":
@@ -179,13 +179,13 @@ def _fused(run: RunConfig, folder: Path) -> str:
     return f"{form.text.partition('@')[0]}@{folder / 'model.safetensors'}"
 
 
-def _alignment(run: RunConfig, folder: Path | None) -> Alignment | None:
+def alignment_of(run: RunConfig, folder: Path | None) -> Alignment | None:
     if run.alignment is not None:
         return Alignment.load(run.alignment)
     return Alignment.load(folder / "alignment.safetensors") if folder is not None else None
 
 
-def _labelled(
+def labelled(
     spec: str, run: RunConfig, model: LoadedModel, samples: int | None, output: str | None
 ) -> Iterator[tuple[Batch, Tensor]]:
     """Labelled batches; those of a text are its tokens, each with the next one."""
@@ -207,7 +207,7 @@ def _on(batch: Batch, place: torch.device) -> Batch:
     return Batch(moved(batch.args, place), moved(batch.kwargs, place))
 
 
-def _metrics(names: list[str] | None, lower: bool) -> list[str | Metric] | None:
+def metrics_of(names: list[str] | None, lower: bool) -> list[str | Metric] | None:
     """Metrics by name; a reference is a function of outputs and targets.
 
     Raises
