@@ -27,6 +27,7 @@ from graphfuse.cli.options import (
     Rules,
     Samples,
     Seed,
+    ShardSize,
     Verbose,
 )
 from graphfuse.cli.steps import (
@@ -45,8 +46,10 @@ from graphfuse.cli.steps import (
 from graphfuse.config import RunConfig
 from graphfuse.fuse import FuseResult
 from graphfuse.fuse import fuse as fuse_models
+from graphfuse.io.cards import CARD, model_card
 from graphfuse.io.models import LoadedModel, save_model
 from graphfuse.io.outputs import ensure_new, new_directory
+from graphfuse.io.sharding import bytes_of
 from graphfuse.report import terminal
 from graphfuse.report.pages import fuse_page
 from graphfuse.symmetry import trace
@@ -118,6 +121,7 @@ def fuse(
     device: Device = None,
     dtype: Dtype = None,
     allow: Allow = None,
+    max_shard_size: ShardSize = None,
     seed: Seed = None,
     as_json: Json = False,
     verbose: Verbose = 0,
@@ -131,12 +135,14 @@ def fuse(
     """
     run, said = settled(
         config, models=models, out=_text(folder), data=data, samples=samples, batch_size=batch_size, length=length,
-        into=into, alignment=_text(alignment), rules=rules, device=device, dtype=dtype, allow=allow, seed=seed,
+        into=into, alignment=_text(alignment), rules=rules, device=device, dtype=dtype, allow=allow,
+        max_shard_size=max_shard_size, seed=seed,
     )  # fmt: skip
     expect_models(run)
     if run.out is None:
         raise typer.BadParameter("name a new directory, or give a --config that has `out`", param_hint="'--out' / '-o'")
     ensure_new(run.out)
+    bytes_of(run.max_shard_size)
     found = opened(run)
     shape = load(run.into, run) if run.into is not None else None
     given = Alignment.load(run.alignment) if run.alignment is not None else None
@@ -170,13 +176,15 @@ class _Written:
     def write(self, folder: Path) -> dict[str, Any]:
         """All files; returns the report."""
         run, result, found = self.run, self.result, self.opened
-        save_model(self.shape or found.loaded[run.target], result.model, folder)
+        form = self.shape or found.loaded[run.target]
+        save_model(form, result.model, folder, run.max_shard_size)
         result.alignment.save(folder / "alignment.safetensors")
         if result.resized is not None and result.resized is not result.alignment:
             result.resized.save(folder / "resized.safetensors")
         specs = [run.into, *run.models] if run.into is not None and len(run.models) == 1 else run.models
         report = {"specs": specs, **result.report, "notes": [*self.said, *result.report["notes"]]}
         (folder / "report.json").write_text(json.dumps(report, indent=2, default=str) + "\n", encoding="utf-8")
+        (folder / CARD).write_text(model_card(form, specs, report), encoding="utf-8")
         (folder / "config.yaml").write_text(f"{AGAIN}{run.to_yaml()}", encoding="utf-8")
         graph = trace(result.model, found.args, found.kwargs, rules=run.rules, outputs=run.outputs)
         (folder / "report.html").write_text(fuse_page(graph, report, result.alignment), encoding="utf-8")

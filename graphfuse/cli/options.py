@@ -70,6 +70,10 @@ Allow = Annotated[
         help="Tensors whose names begin so may be missing from weights, or left over (head.); may be repeated.",
     ),
 ]
+ShardSize = Annotated[
+    str | None,
+    typer.Option("--max-shard-size", metavar="SIZE", help="Larger weights are written in several files (5GB)."),
+]
 Config = Annotated[
     Path | None,
     typer.Option("--config", metavar="YAML", help="Settings, also those of other options, which come first."),

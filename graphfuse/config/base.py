@@ -7,7 +7,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-RUN_KEYS = ("models", "into", "data", "batch_size", "length", "rules", "device", "dtype", "allow", "alignment", "out")
+RUN_KEYS = (
+    "models", "into", "data", "batch_size", "length", "rules", "device", "dtype", "allow", "alignment",
+    "max_shard_size", "out",
+)  # fmt: skip
 """What the file of a run says beyond the settings of the fusion: what is given to functions as arguments."""
 
 

@@ -44,6 +44,7 @@ class RunConfig(FuseConfig):
     alignment: str | None = Field(
         None, description="A saved alignment of these models (.safetensors) to be used; by default they are aligned."
     )
+    max_shard_size: str = Field("5GB", description="Weights beyond this size are written in several files: 500MB, 5GB.")
     out: str | None = Field(None, description="A new directory for the fused model.")
 
     @classmethod

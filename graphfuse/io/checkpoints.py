@@ -62,7 +62,8 @@ def _index_in(path: Path) -> Path:
     """The index of the shards in a directory, or its only safetensors file; any other path as it is."""
     if not path.is_dir():
         return path
-    found = sorted(path.glob(f"*.safetensors{INDEX}")) or sorted(path.glob("*.safetensors"))
+    usual = [path / name for name in (f"model.safetensors{INDEX}", "model.safetensors") if (path / name).is_file()]
+    found = usual[:1] or sorted(path.glob(f"*.safetensors{INDEX}")) or sorted(path.glob("*.safetensors"))
     if len(found) == 1:
         return found[0]
     raise CheckpointError(
@@ -87,7 +88,7 @@ def _read_shards(index: Path) -> tuple[dict[str, Tensor], list[str]]:
             "  what to do: fetch the shards again; they and the index must be of one checkpoint"
         )
     notes = [f"{index.name}: {len(where)} tensors from {len(files)} shards"]
-    return {name: shards[file][name] for name, file in where.items()}, notes
+    return {name: value for shard in shards.values() for name, value in shard.items()}, notes
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], list[str]]:
@@ -178,10 +179,12 @@ def save_weights(path: str | Path, model: nn.Module, stored: Dtypes | None = Non
 
     ``stored`` has the dtypes that tensors are to be written in; by default they are written as they are.
     """
-    canonical = canonical_names(model)
-    state = model.state_dict()
-    aliases = {
-        name: canonical[name] for name in state if canonical.get(name, name) != name and canonical[name] in state
-    }
+    save_state(path, *untied(model, stored))
+
+
+def untied(model: nn.Module, stored: Dtypes | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What a file of a model holds: each tensor once in the dtype that it was stored in, and other names for them."""
+    canonical, state = canonical_names(model), model.state_dict()
+    aliases = {name: first for name in state if (first := canonical.get(name, name)) != name and first in state}
     own = {name: value for name, value in state.items() if name not in aliases and isinstance(value, Tensor)}
-    save_state(path, as_stored(own, stored or {}), aliases)
+    return as_stored(own, stored or {}), aliases

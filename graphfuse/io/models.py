@@ -15,11 +15,12 @@ from torch import nn
 
 from graphfuse.errors import ModelSpecError
 from graphfuse.io import libraries, pretrained
-from graphfuse.io.checkpoints import Checkpoint, load_state, save_weights
+from graphfuse.io.checkpoints import Checkpoint, load_state
 from graphfuse.io.examples import cast
 from graphfuse.io.fitting import fit, load_into, must_be_finite
 from graphfuse.io.images import Preprocess
 from graphfuse.io.precision import Dtypes, computed_in, floating, words
+from graphfuse.io.sharding import SHARD, bytes_of, save_sharded
 from graphfuse.io.specs import describe, find
 
 FORMS = """  expected: package.module:factory                          a function that returns the model, as it is
@@ -171,16 +172,24 @@ def _stored(model: nn.Module, checkpoint: Checkpoint) -> dict[str, torch.dtype]:
     return {name: dtype for name, dtype in floating(found.state).items() if name in found.own}
 
 
-def save_model(loaded: LoadedModel, model: nn.Module, folder: Path) -> None:
+def save_model(loaded: LoadedModel, model: nn.Module, folder: Path, shard: str = SHARD) -> None:
     """Write a model into an existing directory, in the form that ``loaded`` came in and the precision it was stored in.
 
     A transformers model gets its directory back (config, weights, tokenizer and processor files); any other a
-    ``model.safetensors``, to be read with ``package.module:factory@model.safetensors``.
+    ``model.safetensors``, to be read with ``package.module:factory@DIRECTORY``. Weights beyond ``shard`` (5GB) are
+    written in several files, with an index.
+
+    Raises
+    ------
+    OutputError
+        A value does not fit the precision that it was stored in.
+    ConfigError
+        ``shard`` is no size.
     """
     if loaded.spec.kind == "transformers":
-        pretrained.save(model, Path(loaded.spec.target), folder, loaded.stored)
+        pretrained.save(model, folder, loaded.stored, Path(loaded.spec.target), bytes_of(shard))
     else:
-        save_weights(folder / "model.safetensors", model, loaded.stored)
+        save_sharded(folder, model, loaded.stored, shard)
 
 
 def as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -23,9 +23,9 @@ from graphfuse.io.images import Preprocess
 from graphfuse.io.precision import Dtypes, as_stored, usual
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.index.json")
+OURS = ("README.md", "config.yaml", "report.html", "report.json")  # of the parent, not of what is made of it
 TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "merges.txt")
 AUDIO_SAMPLES = 4000
-SHARD = "5GB"
 FLOATING = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -42,10 +42,7 @@ def load(folder: Path, allow: Sequence[str] = ()) -> tuple[nn.Module, tuple[str,
         The weights cannot be read (only safetensors are), or do not fit the config.
     """
     transformers = import_transformers()
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelSpecError(f"{folder}: transformers cannot read its config.json: {_line(error)}") from error
+    config = config_of(folder)
     name = (config.architectures or ["AutoModel"])[0]
     cls = getattr(transformers, name, None)
     if cls is None:
@@ -67,6 +64,20 @@ def load(folder: Path, allow: Sequence[str] = ()) -> tuple[nn.Module, tuple[str,
         if getattr(getattr(module, "config", None), "use_cache", None):
             module.config.use_cache = False
     return model, (*notes, *_tied(model, folder))
+
+
+def config_of(folder: Path) -> Any:
+    """The config of a directory; ModelSpecError where transformers does not know it, or it asks for code to be run."""
+    auto = import_transformers().AutoConfig
+    try:
+        return auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelSpecError(f"{folder}: transformers cannot read its config.json: {_line(error)}") from error
+
+
+def caches(config: Any) -> bool:
+    """Whether a model keeps a cache when it generates."""
+    return bool(getattr(config.get_text_config(), "use_cache", False))
 
 
 def _check_names(info: dict[str, Any], allow: tuple[str, ...], folder: Path, model: str) -> list[str]:
@@ -92,21 +103,24 @@ def _tied(model: nn.Module, folder: Path) -> list[str]:
     ]
 
 
-def save(model: nn.Module, source: Path, folder: Path, dtypes: Dtypes, shard: str = SHARD) -> None:
+def save(model: nn.Module, folder: Path, dtypes: Dtypes, source: Path | None, shard: int) -> None:
     """Write a model as transformers does, in these dtypes, with the tokenizer and processor files of ``source``.
 
     Tensors that ``dtypes`` does not name get the dtype that most have; where it names none, all stay as they are.
+    Weights beyond ``shard`` bytes are written in several files.
     """
     state = as_stored(model.state_dict(keep_vars=True), dtypes, usual(dtypes) if dtypes else None)
     with _without_bars(import_transformers()):
         model.save_pretrained(folder, state_dict=state, max_shard_size=shard)  # pyright: ignore[reportCallIssue]
+    if source is None:
+        return
     config = _config(folder)
     for key in ("use_cache", *(("dtype", "torch_dtype") if dtypes else ())):
         _restore(config, _config(source), key)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for file in sorted(source.iterdir()):
-        weights = any(file.match(pattern) for pattern in WEIGHTS)
-        if file.is_file() and not weights and not file.name.startswith(".") and not (folder / file.name).exists():
+        ours = file.name in OURS or file.name.startswith(".") or any(file.match(pattern) for pattern in WEIGHTS)
+        if file.is_file() and not ours and not (folder / file.name).exists():
             shutil.copy(file, folder / file.name)
 
 
@@ -133,7 +147,7 @@ def tokenizer(folder: Path) -> Any:
 def stored(folder: Path) -> dict[str, torch.dtype]:
     """The dtypes of the floating tensors in the safetensors files of a directory, read from their headers."""
     found = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted(folder.glob("model*.safetensors")):
         with safetensors.safe_open(file, framework="pt") as opened:  # pyright: ignore[reportPrivateImportUsage]
             for name in opened.keys():  # noqa: SIM118
                 dtype = FLOATING.get(opened.get_slice(name).get_dtype())
