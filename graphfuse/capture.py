@@ -8,6 +8,7 @@ model's own weights, with random ones, in float64, or with those of another mode
 from __future__ import annotations
 
 import copy
+import warnings
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import dataclass
@@ -269,7 +270,9 @@ def capture(
 def duplicate(model: nn.Module) -> nn.Module:
     """A deep copy; what hooks keep on a module with its history (a weight times a mask, say) is cut off from that."""
     kept = (value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor))
-    return copy.deepcopy(model, {id(value): value.detach().clone() for value in kept if not value.is_leaf})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)  # torch copies the specs of its own programs
+        return copy.deepcopy(model, {id(value): value.detach().clone() for value in kept if not value.is_leaf})
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:

@@ -92,6 +92,7 @@ def test_fuse_writes_a_model_that_loads_again(run: Run, tmp_path: Path) -> None:
     assert "by both" in text and "the result has its shape" in text and "calibrated on 64 inputs" in text
     assert {path.name for path in Path("deep/out").iterdir()} == {
         "model.safetensors", "alignment.safetensors", "report.json", "report.html", "config.yaml",
+        "README.md",
     }  # fmt: skip
     fused = load_model("cli_nets:net@deep/out/model.safetensors").model
     assert fused(torch.ones(2, 5)).shape == (2, 3)
@@ -113,7 +114,7 @@ def test_same_seed_same_result_and_weights_alone(run: Run, tmp_path: Path) -> No
 
 
 def test_fuse_writes_into_another_width(run: Run) -> None:
-    for models, files in ((["cli_nets:net"], 5), (["cli_nets:net", "cli_nets:wide"], 6)):
+    for models, files in ((["cli_nets:net"], 6), (["cli_nets:net", "cli_nets:wide"], 7)):
         folder = f"into{len(models)}"
         code, text, error = run("fuse", *models, "--into", "cli_nets:narrow", "--data", "cli_nets:loader", "-o", folder)
         assert code == 0, error

@@ -17,6 +17,7 @@ MODEL = """\
 [cyan]package.module:factory,width=64@last.ckpt[/]   the same, with arguments for the function
 [cyan]package.module:factory[/]                      the same, with the weights that the function gives it
 [cyan]timm:NAME@weights[/]  [cyan]torchvision:NAME@weights[/]    a model of these libraries (also with ,num_classes=10)
+[cyan]path/to/model.pt2[/]                           a program, as torch.export.save writes it
 [cyan]path/to/directory[/]                           as transformers saves it (config.json, *.safetensors)
 
 Weights are safetensors (a file, or shards by their directory) or a torch file of tensors; a pickle is refused.

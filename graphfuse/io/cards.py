@@ -93,6 +93,12 @@ def _loading(loaded: LoadedModel, cls: str) -> list[str]:
     match loaded.spec.kind:
         case "transformers":
             return [f"from transformers import {cls}", "", f"model = {cls}.from_pretrained(FOLDER)  # this folder"]
+        case "program":
+            return [
+                "import torch",
+                "",
+                'model = torch.export.load(f"{FOLDER}/model.pt2").module()  # FOLDER: this folder',
+            ]
         case _:
             name = loaded.spec.text.removesuffix(f"@{loaded.spec.checkpoint}")
             return [

@@ -14,7 +14,7 @@ import yaml
 from torch import nn
 
 from graphfuse.errors import ModelSpecError
-from graphfuse.io import libraries, pretrained
+from graphfuse.io import libraries, pretrained, programs
 from graphfuse.io.checkpoints import Checkpoint, load_state
 from graphfuse.io.examples import cast
 from graphfuse.io.fitting import fit, load_into, must_be_finite
@@ -27,6 +27,7 @@ FORMS = """  expected: package.module:factory                          a functio
             package.module:factory@weights.safetensors      the same, with weights from a file
             package.module:factory,width=64@weights.pt      the same, with arguments for the function
             timm:NAME@weights or torchvision:NAME@weights   a model of these libraries, with weights from a file
+            path/to/model.pt2                               a program that torch.export.save wrote
             path/to/directory                               of transformers: config.json and *.safetensors"""
 OPTION = r",([A-Za-z_]\w*)=([^,@]*)"
 SPEC = re.compile(
@@ -39,7 +40,7 @@ class ModelSpec:
     """A model's name, taken apart; ``options`` are keyword arguments for what builds it."""
 
     text: str
-    kind: Literal["factory", "timm", "torchvision", "transformers"]
+    kind: Literal["factory", "timm", "torchvision", "program", "transformers"]
     target: str  # package.module:factory, the library's name for it, or the path
     checkpoint: str | None = None
     options: tuple[tuple[str, Any], ...] = ()
@@ -79,6 +80,8 @@ def parse_spec(text: str) -> ModelSpec:
         if not (Path(text) / "config.json").is_file():
             raise ModelSpecError(f"the directory {text} holds no config.json, so it is no transformers model.\n{FORMS}")
         return ModelSpec(text, "transformers", text)
+    if Path(text).suffix == programs.SUFFIX and ":" not in text:
+        return ModelSpec(text, "program", text)
     found = SPEC.fullmatch(text)
     if found is None:
         hint = "; there is no such directory" if "/" in text else ""
@@ -129,9 +132,18 @@ def load_model(
         The weights cannot be read, do not fit, or are not finite.
     """
     parsed = parse_spec(spec) if isinstance(spec, str) else spec
-    loaded = _from_transformers(parsed, seed, allow) if parsed.kind == "transformers" else _built(parsed, seed, allow)
+    if parsed.kind == "transformers":
+        loaded = _from_transformers(parsed, seed, allow)
+    elif parsed.kind == "program":
+        loaded = _from_program(parsed)
+    else:
+        loaded = _built(parsed, seed, allow)
     must_be_finite(loaded.model, parsed.text)
-    computed_in(loaded.model, dtype).eval()
+    if parsed.kind != "program":  # its precision is written into its graph
+        computed_in(loaded.model, dtype)
+    elif dtype is not None:
+        raise ModelSpecError(f"{parsed.text} is a program, which has one precision.\n  what to do: leave out --dtype")
+    loaded.model.eval()
     notes, stored = list(loaded.notes), {} if dtype is not None else loaded.stored
     computed = words(floating(loaded.model.state_dict()))
     if stored and words(stored) != computed:
@@ -146,6 +158,14 @@ def _from_transformers(spec: ModelSpec, seed: int, allow: Sequence[str]) -> Load
     return LoadedModel(
         model, spec, notes, pretrained.example_inputs(model, seed), pretrained.stored(folder), pretrained.images(folder)
     )
+
+
+def _from_program(spec: ModelSpec) -> LoadedModel:
+    model, example = programs.load(Path(spec.target))
+    stored = floating(model.state_dict())
+    plain = set(stored.values()) <= {torch.float32}
+    notes = () if plain else (f"{spec.text}: computed in {words(stored)}, as it was exported",)
+    return LoadedModel(model, spec, notes, example)
 
 
 def _built(spec: ModelSpec, seed: int, allow: Sequence[str]) -> LoadedModel:
@@ -176,8 +196,8 @@ def save_model(loaded: LoadedModel, model: nn.Module, folder: Path, shard: str =
     """Write a model into an existing directory, in the form that ``loaded`` came in and the precision it was stored in.
 
     A transformers model gets its directory back (config, weights, tokenizer and processor files); any other a
-    ``model.safetensors``, to be read with ``package.module:factory@DIRECTORY``. Weights beyond ``shard`` (5GB) are
-    written in several files, with an index.
+    ``model.safetensors``, to be read with ``package.module:factory@DIRECTORY``, and a program also its ``model.pt2``,
+    unless its widths are new. Weights beyond ``shard`` (5GB) are written in several files, with an index.
 
     Raises
     ------
@@ -190,6 +210,8 @@ def save_model(loaded: LoadedModel, model: nn.Module, folder: Path, shard: str =
         pretrained.save(model, folder, loaded.stored, Path(loaded.spec.target), bytes_of(shard))
     else:
         save_sharded(folder, model, loaded.stored, shard)
+    if loaded.spec.kind == "program":
+        programs.save(model, Path(loaded.spec.target), folder)
 
 
 def as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
