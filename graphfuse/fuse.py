@@ -194,7 +194,9 @@ def _run(
     wide, wider = widened(prepared, alignment, more, rules)
     clock.lap("widen")
     made = _finished(wide, wider, wide.models[0], clock, progress)
-    return replace(made, alignment=replace(made.alignment, target=target, models=made.alignment.models[1:]))
+    outputs = made.outputs and {**made.outputs, "models": made.outputs["models"][1:]}  # without the wide one
+    alignment = replace(made.alignment, target=target, models=made.alignment.models[1:])
+    return replace(made, alignment=alignment, outputs=outputs)
 
 
 def _finished(

@@ -405,6 +405,20 @@ def test_pages_of_a_model_and_of_a_fusion() -> None:
     assert "What is fixed, and why" in graph_page(graph)
 
 
+def test_the_page_of_a_model_in_another_width() -> None:
+    def net(width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 2))
+
+    x = torch.randn(40, 4)
+    for parents, lead in (([net(9), net(9)], "2 models of"), ([net(9)], "One model written into another width")):
+        result = graphfuse.fuse(parents, data=[x], into=net(5))
+        shown = fuse_page(graphfuse.trace(result.model, (x,)), result.report, result.alignment)
+        assert f'<p class="lead">{lead}' in shown
+        assert ("<h2>Into another width</h2>" in shown) is (len(parents) == 2)
+    kept = graphfuse.fuse([net(9), net(9)], data=[x], config={"keep": 0.25})
+    assert len(kept.report["outputs"]["models"]) == 2 and None not in kept.report["outputs"]["models"]
+
+
 def test_the_report_says_how_near_the_outputs_are_and_what_it_took() -> None:
     def net() -> nn.Module:
         return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from graphfuse.aligned import Alignment
@@ -60,7 +60,7 @@ def fuse_page(graph: SymmetryGraph, report: Json, alignment: Alignment | None = 
     alignment : Alignment, optional
         The maps, which are shown as heat maps.
     """
-    models, data = report["models"], graph_json(graph)
+    data = graph_json(graph)
     sections = [
         Section("Outcome", outcome(report)),
         Section("Models", _models(report)),
@@ -68,17 +68,24 @@ def fuse_page(graph: SymmetryGraph, report: Json, alignment: Alignment | None = 
         Section("Couplings", heatmaps(alignment, "maps") if alignment is not None else "", COUPLINGS),
         Section("Matching by layer", matching(report, by_depth(report, data)), MATCHING),
         Section("Calibration by layer", calibration(report), CALIBRATION),
+        Section("Into another width", _resized(report.get("into"))),
         Section("What is fixed, and why", _fixed(graph), FIXED),
         Section("What was tried", _tried(report)),
         Section("Time and memory", _costs(report)),
         Section("Notes", bullets(report["notes"])),
     ]
-    lead = f"{len(models)} model{'s' * (len(models) != 1)} of the class {models[0]['class']} fused, matched by "
-    lead += (
-        f"{'activations and weights' if report['alignment']['method'] == 'both' else report['alignment']['method']}."
-    )
     facts = {"inputs": str(report["inputs"]), **_facts(graph), "seconds": f"{report['seconds']['total']:.1f}"}
-    return page("Fusion", _filled(sections), lead=f"{lead} {outcome_words(report)}".strip(), facts=facts)
+    return page("Fusion", _filled(sections), lead=f"{_done(report)} {outcome_words(report)}".strip(), facts=facts)
+
+
+def _done(report: Json) -> str:
+    """What was done, in a sentence."""
+    method = report["alignment"]["method"]
+    by = "activations and weights" if method == "both" else method
+    count = sum(model["share"] > 0 for model in report["models"])
+    if count == 1:
+        return f"One model written into another width, matched by {by}."
+    return f"{count} models of the class {report['models'][0]['class']} fused, matched by {by}."
 
 
 def _filled(sections: list[Section]) -> list[Section]:
@@ -106,16 +113,25 @@ def _models(report: Json) -> str:
     return table(["model", "class", "parameters", "share", "role"], rows)
 
 
+def _resized(report: Json | None) -> str:
+    """What became of the fused model in the width that it was written into."""
+    apart = report["outputs"] if report else None
+    words = f"{apart['fused']:.4f}, and {apart['average']:.4f} before calibration" if apart else ""
+    said = bullets([f"Distance of the outputs from those in the models' width: {words}."]) if words else ""
+    return said + calibration(report) if report else ""
+
+
 def _fixed(graph: SymmetryGraph) -> str:
     rows: list[list[Cell]] = [
-        [why, str(len(axes)), sizes_of(axes), ", ".join(dict.fromkeys(map(_where, axes[:SHOWN])))]
-        for why, axes in reasons(graph)
+        [why, str(len(axes)), sizes_of(axes), ", ".join(_examples(axes))] for why, axes in reasons(graph)
     ]
     return table(["reason", "axes", "sizes", "for example"], rows) if rows else ""
 
 
-def _where(axis: Axis) -> str:
-    return f"{starred(axis.touches[0].tensor)}[{axis.touches[0].dim}]" if axis.touches else axis.name
+def _examples(axes: Sequence[Axis]) -> list[str]:
+    """Where axes are, one of those that differ only in the number of a layer."""
+    places = [f"{axis.touches[0].tensor}[{axis.touches[0].dim}]" if axis.touches else axis.name for axis in axes]
+    return list({starred(place): place for place in reversed(places)}.values())[::-1][:SHOWN]
 
 
 def _tried(report: Json) -> str:
@@ -136,4 +152,4 @@ def _costs(report: Json) -> str:
     memory: list[list[Cell]] = [
         [names.get(key, key), size / 2**20] for key, size in (report.get("memory") or {}).items() if size is not None
     ]
-    return f'<div class="beside">{shown}{table(["memory", "MiB"], memory)}</div>' if memory else shown
+    return f'<div class="beside">{shown}{table(["memory", "MiB"], memory, digits=2)}</div>' if memory else shown
