@@ -11,6 +11,7 @@ import torch
 from helpers import importable
 
 from graphfuse.cli import main
+from graphfuse.io.pretrained import import_transformers
 
 
 def blocks_of(page: str) -> list[tuple[str, str]]:
@@ -64,3 +65,28 @@ def test_pages_print_what_they_show(
             assert line in printed, f"{line}\n{printed}"
             shown += 1
     assert shown == lines
+
+
+def test_the_page_on_checkpoints_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for library in ("torchvision", "transformers", "PIL"):
+        pytest.importorskip(library, exc_type=ImportError)
+    import_transformers().logging.disable_progress_bar()
+    monkeypatch.chdir(tmp_path)
+    ran, names = 0, dict[str, object]()
+    with importable(tmp_path):
+        for kind, text in blocks_of("checkpoints.md"):
+            name = re.match(r"# (\S+\.py)\n", text)
+            if name is not None:
+                (tmp_path / name[1]).write_text(text)
+            elif kind == "python":
+                exec(compile(text, "docs/checkpoints.md", "exec"), names)
+            else:
+                assert kind == "console"
+                for line in text.strip().splitlines():
+                    code = main(line.split()[1:])
+                    printed = capsys.readouterr()
+                    assert code == 0, f"{line}\n{printed.out}{printed.err}"
+                    ran += 1
+    assert ran == 11

@@ -72,6 +72,8 @@ def test_fuse_writes_a_card_and_shards(run: Run, tmp_path: Path) -> None:
     head = yaml.safe_load(card.split("---")[1])
     assert head == {"library_name": "pytorch", "tags": ["graphfuse", "merge"]}
     assert card.count("| Net |") == 2 and f"| `{specs[0]}` | Net |" in card and "calibration least_squares" in card
+    settings = yaml.safe_load(card.split("```yaml")[1].split("```")[0])
+    assert settings == {"seed": 0}  # what is not set has its default
     code, _, error = run("fuse", *specs, "-o", "two", "--max-shard-size", "big")
     assert code == 1 and "'big' is no size of a file" in error and not Path("two").exists()
 

@@ -20,10 +20,11 @@ from graphfuse.io.specs import find, looks_like_reference
 __all__ = ["Batch", "Batches", "Labelled", "load_data", "load_labelled"]
 
 TEXT, PIXELS = ".txt", "pixel_values"
-FORMS = """  expected: FILE.npz or FILE.safetensors    named arrays
-            FOLDER                          of images (also one folder for each class), or a saved data set
-            FILE.txt                        with the tokenizer of a transformers directory
-            package.module:function         that returns batches"""
+FORMS = """  expected, one of:
+    FILE.npz, FILE.safetensors  named arrays
+    FOLDER                      of images (or one for each class), or a saved data set
+    FILE.txt                    with the tokenizer of a transformers directory
+    package.module:function     that returns batches"""
 
 
 def load_data(
@@ -113,7 +114,8 @@ def _find(spec: str, model: LoadedModel | None, length: int | None) -> Examples 
     if path.suffix == TEXT:
         return texts.read(path, _tokenizer(path, model), model.model if model is not None else None, length)
     if not looks_like_reference(spec):
-        raise DataError(f"the data {spec!r} is neither a file of arrays nor a function.\n{FORMS}")
+        hint = "" if path.exists() else "; there is no such file or directory"
+        raise DataError(f"the data {spec!r} is neither a file of arrays nor a function{hint}.\n{FORMS}")
     loader = find(spec, DataError)
     if not callable(loader):
         raise DataError(f"the data {spec!r} is a {type(loader).__name__}, not a function that returns batches")

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from graphfuse.config import FuseConfig
 from graphfuse.io.models import LoadedModel
 
 CARD = "README.md"
@@ -65,8 +66,10 @@ def model_card(
             "## Settings",
             "",
             "```yaml",
-            yaml.safe_dump(dict(config), sort_keys=False).strip(),
+            yaml.safe_dump(_chosen(config, FuseConfig.parse(None).model_dump(mode="json")), sort_keys=False).strip(),
             "```",
+            "",
+            "All others have their defaults; `report.json` has them all.",
             "",
         ]
     )
@@ -81,6 +84,18 @@ def _method(config: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
         f"- {report['free_fraction']:.1%} of the parameters can be permuted",
         *(f"- {note}" for note in report.get("notes", ())),
     ]
+
+
+def _chosen(config: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that are not the defaults, and the seed."""
+    found = {}
+    for key, value in config.items():
+        inner = usual.get(key)
+        if isinstance(value, Mapping) and isinstance(inner, Mapping) and inner:
+            value, inner = _chosen(value, inner), {}
+        if value != inner or key == "seed":
+            found[key] = value
+    return found
 
 
 def _metrics(metrics: Mapping[str, float]) -> list[str]:

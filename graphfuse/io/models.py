@@ -23,12 +23,13 @@ from graphfuse.io.precision import Dtypes, computed_in, floating, words
 from graphfuse.io.sharding import SHARD, bytes_of, save_sharded
 from graphfuse.io.specs import describe, find
 
-FORMS = """  expected: package.module:factory                          a function that returns the model, as it is
-            package.module:factory@weights.safetensors      the same, with weights from a file
-            package.module:factory,width=64@weights.pt      the same, with arguments for the function
-            timm:NAME@weights or torchvision:NAME@weights   a model of these libraries, with weights from a file
-            path/to/model.pt2                               a program that torch.export.save wrote
-            path/to/directory                               of transformers: config.json and *.safetensors"""
+FORMS = """  expected, one of:
+    package.module:factory           a function that returns the model
+    package.module:factory@WEIGHTS   the same, with weights from a file
+    package.module:factory,width=64  the same, with arguments for it
+    timm:NAME@WEIGHTS                or torchvision:NAME@WEIGHTS
+    path/to/model.pt2                a program of torch.export.save
+    path/to/directory                of transformers: config.json, *.safetensors"""
 OPTION = r",([A-Za-z_]\w*)=([^,@]*)"
 SPEC = re.compile(
     r"(?P<module>[A-Za-z_][\w.]*):(?P<name>[\w.-]+)(?P<options>(?:,[A-Za-z_]\w*=[^,@]*)*)(?:@(?P<checkpoint>.+))?"
