@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -190,14 +190,15 @@ def labelled(
 ) -> Iterator[tuple[Batch, Tensor]]:
     """Labelled batches; those of a text are its tokens, each with the next one."""
     place = device_of(run.device)
+    how: Any = {"model": model, "samples": samples, "length": run.length}
     if Path(spec).suffix == ".txt":
         pairs = next_tokens(
             model.model,
-            (_on(as_batch(x), place) for x in load_data(spec, run.batch_size, model=model, samples=samples)),
+            (_on(as_batch(x), place) for x in load_data(spec, run.batch_size, **how)),
             output,
         )
     else:
-        found = load_labelled(spec, run.batch_size, model=model, samples=samples)
+        found = load_labelled(spec, run.batch_size, **how)
         pairs = ((as_batch(one.inputs), one.labels) for one in found)
     for batch, targets in pairs:
         yield _on(batch, place), targets.to(place)

@@ -133,6 +133,8 @@ def must_be_finite(model: nn.Module, where: str) -> None:
 def _renamed(checkpoint: Checkpoint, own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """The state with the wrappings off or on that make more of its names the model's."""
     state = dict(checkpoint.state)
+    if own.keys() <= state.keys():
+        return state, []
     chains = [chain for depth in range(1, DEEPEST + 1) for chain in itertools.product(WRAPPINGS, repeat=depth)]
     options = [(state, "")]
     options += [({_without(name, c): v for name, v in state.items()}, f"took {''.join(c)!r} off") for c in chains]

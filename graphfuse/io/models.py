@@ -230,8 +230,7 @@ def as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def _build(factory: Any, spec: ModelSpec) -> nn.Module:
     if isinstance(factory, nn.Module) or not callable(factory):
         raise ModelSpecError(
-            f"{spec.target} is a {type(factory).__name__}.\n  expected: a function (or class) that takes no arguments "
-            "and returns a new model"
+            f"{spec.target} is a {type(factory).__name__}.\n  expected: a function (or class) that returns a new model"
         )
     try:
         model = factory(**dict(spec.options))
