@@ -1,10 +1,10 @@
-# make demo | make test | make zoo | make nightly | make clean.  The first two make .venv when there is none.
+# make demo | make test | make docs | make zoo | make nightly | make clean.  All but the last make .venv when there is none.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
 
-.PHONY: demo test lint zoo nightly clean
+.PHONY: demo test lint docs zoo nightly clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -19,6 +19,9 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/site
+
 nightly: $(VENV)/.dev
 	GRAPHFUSE_PROGRAMS=2000 $(BIN)/python -m pytest tests/test_soundness.py
 	$(BIN)/python -m pytest -m zoo
@@ -31,6 +34,10 @@ $(BIN)/python:
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) --editable '.[demo]'
+	touch $@
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) --editable '.[docs]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python

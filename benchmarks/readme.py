@@ -1,4 +1,4 @@
-"""Write the README's tables, docs/coverage.md and docs/quality.md from what was measured: the records of label.py,
+"""Write the tables of the README and of docs/ from what was measured: the records of label.py, align.py,
 coverage.py and quality.py, and the demo's demo.json where it is given.
 
 python benchmarks/readme.py [demo-out/demo.json]
@@ -15,11 +15,14 @@ from typing import Any
 import align
 import coverage
 import label
+from quality import tasks
 from quality.table import brief, show
 from records import load, table
 
 README = Path(__file__).parents[1] / "README.md"
 QUALITY = README.parent / "docs" / "quality.md"
+PUBLISHED = README.parent / "docs" / "published.md"
+TRAINED = [task for task in tasks.TASKS if task not in tasks.PUBLISHED or task == "admet"]
 HEAD = ["accuracy, %", "parents", "ensemble", "plain average", "plain, calibrated", "aligned", "hard", "soft"]
 
 
@@ -53,8 +56,9 @@ def main() -> None:
     text = filled(text, "label", label.show())
     text = filled(text, "align", align.show())
     text = filled(text, "coverage", coverage.counts())
-    README.write_text(filled(text, "quality", brief(load("quality"))))
+    README.write_text(filled(text, "quality", brief(load("quality"), TRAINED)))
     coverage.DOCUMENT.write_text(coverage.document())
+    PUBLISHED.write_text(filled(PUBLISHED.read_text(), "published", brief(load("quality"), tasks.PUBLISHED)))
     QUALITY.write_text(filled(QUALITY.read_text(), "quality", show(load("quality"))))
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from graphfuse.aligned import Aligned, Alignment
 from graphfuse.average import average
@@ -25,7 +25,7 @@ from graphfuse.errors import ConfigError, CorrespondenceError, DataError
 from graphfuse.gauge import Elements, normal_forms, turned_back
 from graphfuse.lockstep import Lockstep
 from graphfuse.maps import identity
-from graphfuse.prepared import Prepared, Progress, prepare
+from graphfuse.prepared import Config, Prepared, Progress, prepare
 from graphfuse.symmetry import Axis, TensorLabel
 from graphfuse.teacher import Teacher, held_out, run_model
 from graphfuse.together import Together
@@ -38,25 +38,20 @@ __all__ = ["Aligned", "Alignment", "Prepared", "Progress", "align", "frame", "ma
 
 logger = logging.getLogger(__name__)
 
-P = ParamSpec("P")
-R = TypeVar("R")
 JUDGED = 128
 """Inputs on which solutions of the method both are compared."""
 
 
-def _signed_as(source: Callable[P, Any]) -> Callable[[Callable[..., R]], Callable[P, R]]:
-    """Give a function the parameters of another one, to which it passes on whatever it gets."""
-
-    def signed(function: Callable[..., R]) -> Callable[P, R]:
-        own = inspect.signature(source).replace(return_annotation=inspect.signature(function).return_annotation)
-        function.__signature__ = own  # pyright: ignore[reportFunctionMemberAccess]
-        return function
-
-    return signed
-
-
-@_signed_as(prepare)
-def align(*given: Any, **options: Any) -> Alignment:
+def align(
+    models: Sequence[nn.Module],
+    args: tuple[Any, ...] | Tensor = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    data: Iterable[Any] | None = None,
+    config: Config = None,
+    rules: Iterable[Any] = (),
+    progress: Progress | None = None,
+) -> Alignment:
     """Find, for each model, which of its units play the roles of the target's units.
 
     Parameters
@@ -97,7 +92,8 @@ def align(*given: Any, **options: Any) -> Alignment:
     >>> sorted(align([a, b], torch.zeros(1, 4)).apply(b.state_dict(), model=1))
     ['0.bias', '0.weight', '2.bias', '2.weight']
     """
-    return match(prepare(*given, **options), options.get("progress"))
+    prepared = prepare(models, args, kwargs, data=data, config=config, rules=rules, progress=progress)
+    return match(prepared, progress)
 
 
 def match(prepared: Prepared, progress: Progress | None = None) -> Alignment:

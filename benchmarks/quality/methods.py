@@ -28,7 +28,7 @@ POINTS, BARRIER = 11, 1000
 BARE = {"method": "batch_norm", "batch_norm": True}
 UNALIGNED = {role: {"align": False} for role in ROLES}
 STAGES = ("oneshot", "calibrated", "refined", "tuned", "barrier")
-NO_LABELS = "there are no labels beside these parents"
+NO_LABELS = "there are no labels to train these parents with"
 Config = dict[str, Any]
 REFINE = 2048
 """Inputs that refinement may see; one shot and calibration see SAMPLES."""
@@ -87,12 +87,12 @@ class Bench:
 
     def unlabelled(self, samples: int | None = None) -> list[Tensor]:
         """All that fusing sees, by default ``samples`` inputs."""
-        return list(self.data.train.inputs[: samples or self.samples].split(BATCH))
+        return list(self.data.train.inputs[: samples or self.samples].split(min(BATCH, self.batch)))
 
     @property
     def labelled(self) -> bool:
-        """Whether there is more to learn from the targets than what the parents say."""
-        return self.metric != "r2"
+        """Whether targets are labels, and outputs scores of them, to train with."""
+        return self.metric in ("accuracy", "loss")
 
     @property
     def same_shapes(self) -> bool:

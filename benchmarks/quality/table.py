@@ -32,10 +32,10 @@ def latest(records: Sequence[Record]) -> dict[Key, Record]:
     return {key(record): record for record in records}
 
 
-def brief(records: Sequence[Record]) -> str:
+def brief(records: Sequence[Record], tasks: Sequence[str] = tuple(TASKS)) -> str:
     """One table: of each fusion the means one shot / calibrated / refined."""
-    cells = latest(records)
-    tasks = [task for task in TASKS if any(key[0] == task for key in cells)]
+    cells = {key: record for key, record in latest(records).items() if key[0] in tasks}
+    tasks = [task for task in tasks if any(key[0] == task for key in cells)]
     columns = [name for name in METHODS if any(key[2] == name for key in cells)]
     rows = [[TASKS[task].title, *(_stages(cells, task, name) for name in columns)] for task in tasks]
     return table(["task", *(METHODS[name].title for name in columns)], rows)

@@ -20,6 +20,9 @@ def _alike(title: str, kind: str) -> Task:
     return Task(title, (kind, kind))
 
 
+PUBLISHED = ("admet", "proteinmpnn", "crepe-narrow", "crepe-wide", "voice")
+"""Tasks whose parents others trained."""
+
 TASKS: dict[str, Task] = {
     "mlp": _alike("MLP 512", "mlp512"),
     "shards": Task("MLP 512, skewed shards", ("shard-a512", "shard-b512"), ((0, 0), (1, 1), (2, 2))),
@@ -35,5 +38,9 @@ TASKS: dict[str, Task] = {
     "vit-narrow": Task("ViT 64 <- 128", ("vit64x4", "vit128x4")),
     "vit-wide": Task("ViT 128 <- 64", ("vit128x4", "vit64x4")),
     "admet": Task("admet-ai regressors (R2, %)", ("admet", "admet"), ((0, 1), (1, 2), (2, 3))),
+    "proteinmpnn": Task("ProteinMPNN (loss)", ("proteinmpnn", "proteinmpnn"), ((1, 2), (2, 3), (0, 1))),
+    "crepe-narrow": Task("CREPE tiny <- full", ("crepe-tiny", "crepe-full"), ((0, 0),)),
+    "crepe-wide": Task("CREPE full <- tiny", ("crepe-full", "crepe-tiny"), ((0, 0),)),
+    "voice": Task("silero-vad 6 <- 5", ("voice", "voice"), ((1, 0),)),
     "vit-shallow": Task("ViT x4 <- x6", ("vit128x4", "vit128x6")),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,10 +52,17 @@ def canvas(size: tuple[float, float], path: str | Path | None) -> Iterator[Figur
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError("plot: matplotlib is not installed.\n  what to do: pip install 'graphfuse[plots]'") from error
+
+    class Picture(Figure):
+        def _repr_png_(self) -> bytes:  # what notebooks show
+            buffer = io.BytesIO()
+            self.savefig(buffer, format="png", metadata=METADATA["png"])
+            return buffer.getvalue()
+
     settings: dict[Any, Any] = {key: matplotlib.rcParamsDefault[key] for key in matplotlib.rcParamsDefault}
     settings.pop("backend")
     with matplotlib.rc_context({**settings, **STYLE}):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Picture(figsize=size, layout="constrained")
         yield figure
         if path is not None:
             with new_file(path) as work:
