@@ -70,7 +70,8 @@ def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict[
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}\n  expected: {wanted}") from error
+        reason = getattr(error, "strerror", None) or str(error).removesuffix(f": {path}")
+        raise CheckpointError(f"{path}: cannot be read: {reason}\n  expected: {wanted}") from error
     if metadata.get("format") != f"graphfuse.{kind}":
         raise CheckpointError(
             f"{path}: is not {wanted}.\n  got: a safetensors file of format {metadata.get('format', 'unknown')!r}"

@@ -20,6 +20,7 @@ from graphfuse.lockstep import Batch, Lockstep, batches
 from graphfuse.matching import Form, Tracer, call_of, forms_of, without_gains
 from graphfuse.roles import ROLES
 from graphfuse.rulebook import load_rules
+from graphfuse.teacher import run_model
 
 __all__ = ["Config", "Prepared", "Progress", "prepare"]
 
@@ -86,6 +87,7 @@ def prepare(
     states = tuple(form.state for form in forms)
     relation = correspond(graphs, settings.target, [form.absent(graphs[settings.target]) for form in forms])
     _check_roles(settings, relation)
+    _check_runs(models, calls, found)
     lockstep = Lockstep(models, relation, states, tracer)
     notes = tuple(note for form in forms for note in form.notes)
     logger.info("%d free axes; %d gains folded; %d inputs", len(relation.free), len(folds), sum(b.count for b in found))
@@ -158,6 +160,19 @@ def _check_finite(state: Mapping[str, Tensor], k: int) -> None:
             f"model {k} has values that are not finite, in {len(bad)} of {len(state)} tensors: {', '.join(bad[:3])}.\n"
             "  what to do: use a checkpoint without NaN or infinite values"
         )
+
+
+@torch.no_grad()
+def _check_runs(models: Sequence[nn.Module], calls: Sequence[Any], found: Sequence[Batch]) -> None:
+    """Shapes were checked by tracing; values and dtypes are only by running."""
+    for k, (model, (args, kwargs)) in enumerate(zip(models, calls, strict=True)) if found else ():
+        try:
+            run_model(model, None, Batch(tuple(args), dict(kwargs)))
+        except Exception as error:
+            raise DataError(
+                f"model {k} ({type(model).__name__}) does not run on the first batch: {type(error).__name__}: {error}\n"
+                "  what to do: give inputs as the model takes them, of its dtypes and within its range of ids"
+            ) from error
 
 
 def _check_roles(config: FuseConfig, relation: Correspondence) -> None:

@@ -31,7 +31,7 @@ def _differences(given: Alignment, own: Alignment) -> Iterator[tuple[str, object
         yield "models", len(given.models), len(own.models)
     if given.target != own.target:
         yield "targets", given.target, own.target
-    axes = [{axis.id: (axis.name, axis.size, axis.context) for axis in one.axes} for one in (given, own)]
+    axes = [{axis.name: f"{axis.size} units" for axis in one.axes} for one in (given, own)]
     parts = list(zip(given.models, own.models, strict=False))
     for what, mine, theirs in (
         ("axes", *axes),

@@ -85,7 +85,7 @@ def test_a_bad_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"missing\.yaml: cannot be read"):
         FuseConfig.parse(tmp_path / "missing.yaml")
     (tmp_path / "bad.yaml").write_text("a: [1")
-    with pytest.raises(ConfigError, match=r"bad\.yaml: is not valid YAML"):
+    with pytest.raises(ConfigError, match=r"bad\.yaml: line 1, column \d+: is not valid YAML: expected"):
         FuseConfig.parse(tmp_path / "bad.yaml")
 
 

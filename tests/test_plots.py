@@ -289,7 +289,7 @@ def test_every_plot_on_the_command_line(
         assert "curve.png" in run("plot curve found.json -o curve.png")
         run("plot couplings fused/alignment.safetensors -o couplings.png --axis hidden.0 --own-order")
         run("plot symmetry plotted:net -o symmetry.svg")
-        found = json.loads(run("plot landscape fused --data plotted:data --fused --points 3 -o land.png --json"))
+        found = json.loads(run("plot landscape fused --data plotted:data --third-fused --points 3 -o land.png --json"))
         run("plot landscape fused --data plotted:data --metric accuracy --points 2 -o land.pdf")
         fused, pairs = load_model("plotted:net@fused/model.safetensors").model, [*find("plotted:data", ConfigError)()]
         renewed = restated(fused, [as_batch(x) for x, _ in pairs])  # its batch norms, as everywhere in the plane

@@ -32,25 +32,29 @@ def init(
     schema_file: Annotated[
         str | None, typer.Option("--schema", metavar="SCHEMA", help="Name this schema, for editors, in the first line.")
     ] = None,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """A commented config file: each key with what it means and its default."""
     text = starter(full, schema_file)
-    if file is None:
+    if file is not None:
+        expect_new_file(file)
+        with new_file(file) as work:
+            work.write_text(text, encoding="utf-8")
+    if as_json:
+        print_json({"file": None if file is None else str(file), "text": text})
+    elif file is None:
         console.out.print(text, end="", markup=False, highlight=False, soft_wrap=True)
-        return
-    expect_new_file(file)
-    with new_file(file) as work:
-        work.write_text(text, encoding="utf-8")
-    console.out.print(f"written: {file}; fill it in, then: graphfuse fuse --config {file}", soft_wrap=True)
+    else:
+        console.out.print(f"written: {file}; fill it in, then: graphfuse fuse --config {file}", soft_wrap=True)
 
 
 @config_app.command(epilog="Example: [cyan]graphfuse config schema > graphfuse.schema.json[/]")
-def schema(debug: Debug = False) -> None:
+def schema(as_json: Json = False, debug: Debug = False) -> None:
     """The JSON schema of a config file, by which editors complete and check one.
 
     Editors with the YAML language server read it where the file begins with `# yaml-language-server: $schema=FILE`,
-    which `graphfuse config init --schema FILE` writes.
+    which `graphfuse config init --schema FILE` writes. It is JSON with and without --json.
     """
     print_json(run_schema())
 

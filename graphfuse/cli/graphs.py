@@ -26,6 +26,7 @@ from graphfuse.cli.options import (
 )
 from graphfuse.cli.steps import notes_of, print_json, print_notes, print_written, progress, traced
 from graphfuse.folding import fold_gains
+from graphfuse.io.outputs import new_file
 from graphfuse.report import terminal
 from graphfuse.report.graphdata import graph_json
 from graphfuse.report.pages import graph_page
@@ -55,7 +56,8 @@ def inspect(
     graph, loaded = traced(model, data, batch_size, rules, device, seed, outputs, dtype, allow, length)
     graph = _folded(graph, rules) if fold else graph
     if html is not None:
-        html.write_text(graph_page(graph), encoding="utf-8")
+        with new_file(html) as work:
+            work.write_text(graph_page(graph), encoding="utf-8")
     if as_json:
         print_json(graph_json(graph))
         return

@@ -22,6 +22,7 @@ from graphfuse.cli.options import (
     Device,
     Dtype,
     Json,
+    Length,
     Models,
     Rules,
     Samples,
@@ -89,6 +90,7 @@ def evaluate(
     ] = None,
     samples: Samples = None,
     batch_size: BatchSize = None,
+    length: Length = None,
     device: Device = None,
     dtype: Dtype = None,
     allow: Allow = None,
@@ -103,7 +105,7 @@ def evaluate(
     worse its worst point is than the straight line between its ends.
     """
     run, said = settled(
-        folder / "config.yaml" if folder is not None else None, models=models, batch_size=batch_size,
+        folder / "config.yaml" if folder is not None else None, models=models, batch_size=batch_size, length=length,
         alignment=str(alignment) if alignment is not None else None, device=device, dtype=dtype, allow=allow, seed=seed,
     )  # fmt: skip
     expect_models(run)
@@ -133,6 +135,7 @@ def compare(
     data: Data = None,
     samples: Samples = None,
     batch_size: BatchSize = None,
+    length: Length = None,
     config: Config = None,
     rules: Rules = None,
     device: Device = None,
@@ -149,8 +152,8 @@ def compare(
     mean agreement of its units, each with that of its own index (before) and with its partner (after).
     """
     run, said = settled(
-        config, models=models, data=data, samples=samples, batch_size=batch_size, rules=rules, device=device,
-        dtype=dtype, allow=allow, seed=seed,
+        config, models=models, data=data, samples=samples, batch_size=batch_size, length=length, rules=rules,
+        device=device, dtype=dtype, allow=allow, seed=seed,
     )  # fmt: skip
     expect_models(run)
     if len(run.models) != 2:

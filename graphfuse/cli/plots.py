@@ -80,7 +80,9 @@ def symmetry(
     _say(as_json, out)
 
 
-@plot_app.command(epilog="Example: [cyan]graphfuse plot landscape fused --data test.npz --fused -o landscape.png[/]")
+@plot_app.command(
+    epilog="Example: [cyan]graphfuse plot landscape fused --data test.npz --third-fused -o landscape.png[/]"
+)
 def landscape(
     folder: Run,
     out: Picture,
@@ -89,7 +91,7 @@ def landscape(
         str | None, typer.Option("--metric", metavar="METRIC", help="As evaluate takes it; by default loss or mse.")
     ] = None,
     fused: Annotated[
-        bool, typer.Option("--fused", help="The third point is the fused model, not the other model as it is.")
+        bool, typer.Option("--third-fused", help="The third point is the fused model, not the other model as it is.")
     ] = False,
     points: Annotated[int, typer.Option("--points", min=2, metavar="N", help="Of the grid along each side.")] = 21,
     samples: Samples = None,

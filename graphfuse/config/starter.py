@@ -54,6 +54,22 @@ def starter(full: bool = False, schema_file: str | None = None) -> str:
     return first + HEAD + "\n".join(_lines(RunConfig, list(dict.fromkeys(names)))) + "\n"
 
 
+def reference(model: type[Settings] = RunConfig, path: str = "") -> str:
+    """Markdown: every key by its path, with its default and description, those of sections after them."""
+    names = dict.fromkeys((*RUN_KEYS, *model.model_fields)) if model is RunConfig else model.model_fields
+    lines, inner = [], dict(sections(model))
+    for name in names:
+        entry = model.model_fields[name]
+        default = entry.get_default(call_default_factory=True)
+        plain = entry.is_required() or isinstance(default, Settings)
+        said = "" if plain else f" (default: `{_text(default)}`)"
+        lines.append(f"- `{path}{name}`{said}: {entry.description}")
+        if name in inner:
+            below = f"{path}{name}.NAME." if name == "roles" else f"{path}{name}."
+            lines.append(reference(inner[name], below))
+    return "\n".join(lines)
+
+
 def _lines(model: type[Settings], names: Collection[str], indent: str = "") -> Iterator[str]:
     inner = dict(sections(model))
     for name in names:

@@ -159,14 +159,24 @@ def evaluate(
     if not pairs:
         raise DataError("the data yields no batch.\n  what to do: give batches (inputs, targets)")
     shares = FuseConfig.parse({"weights": weights}).shares(len(models)) if weights else (1 / len(models),) * len(models)
-    with torch.no_grad():
-        first = scores_of(run_model(models[0], None, pairs[0][0]), output)
+    first = scores_of(_first_run(models[0], pairs[0][0]), output)
     chosen = metrics_for(metric, first, pairs[0][1])
     found = [as_batch(one) for one in inputs] if inputs is not None else [batch for batch, _ in pairs]
     run = _Run(tuple(models), pairs, chosen, shares, output, found, points, progress)
     if isinstance(fused, FuseResult):
         return run.evaluation(fused.model, alignment or fused.alignment)
     return run.evaluation(fused, alignment)
+
+
+@torch.no_grad()
+def _first_run(model: nn.Module, batch: Batch) -> Any:
+    try:
+        return run_model(model, None, batch)
+    except Exception as error:
+        raise DataError(
+            f"{type(model).__name__} does not run on the first batch: {type(error).__name__}: {error}\n"
+            "  what to do: give inputs as the models take them, of their dtypes and within their range of ids"
+        ) from error
 
 
 @dataclass(frozen=True, eq=False)

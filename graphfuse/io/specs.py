@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 from graphfuse.errors import GraphFuseError
@@ -63,7 +64,8 @@ def _import(name: str, error: type[GraphFuseError]) -> Any:
 def describe(failure: BaseException) -> str:
     """Type, message and innermost line of a failure in somebody else's code."""
     frames = traceback.extract_tb(failure.__traceback__)
-    at = f"\n    at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
+    theirs = bool(frames) and Path(frames[-1].filename).parent != Path(__file__).parent
+    at = f"\n    at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if theirs else ""
     return f"{type(failure).__name__}: {failure}{at}"
 
 
