@@ -22,7 +22,7 @@ from records import append, context, load, table
 from torch import Tensor, nn
 
 import graphfuse
-from graphfuse.io.pretrained import import_transformers
+from graphfuse.io.importing import import_library
 
 Built = tuple[nn.Module, dict[str, Tensor]]
 
@@ -37,7 +37,7 @@ def _ids(length: int = 64) -> dict[str, Tensor]:
 
 def _from_config(auto: str, kind: str, inputs: Callable[[], dict[str, Tensor]], **options: Any) -> Callable[[], Built]:
     def build() -> Built:
-        transformers = import_transformers()
+        transformers = import_library("transformers")
         config = transformers.AutoConfig.for_model(kind, **options)
         return getattr(transformers, auto).from_config(config).eval(), inputs()
 

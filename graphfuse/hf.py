@@ -23,6 +23,7 @@ from graphfuse.io import pretrained, texts
 from graphfuse.io.batches import load_data
 from graphfuse.io.cards import CARD, model_card
 from graphfuse.io.examples import in_batches
+from graphfuse.io.importing import import_library
 from graphfuse.io.models import LoadedModel, ModelSpec, load_model, parse_spec
 from graphfuse.io.outputs import ensure_new, new_directory
 from graphfuse.io.precision import as_stored, computed_in, floating
@@ -124,7 +125,7 @@ def _parent(model: Any, seed: int) -> _Parent:
         if spec.kind != "transformers":
             raise ModelSpecError(f"{model} is no directory of transformers.\n  what to do: fuse it with graphfuse.fuse")
         return _Parent(load_model(spec, seed), Path(model), pretrained.caches(pretrained.config_of(Path(model))))
-    transformers = pretrained.import_transformers()
+    transformers = import_library("transformers")
     if not isinstance(model, transformers.PreTrainedModel):
         raise ModelSpecError(
             f"a {type(model).__name__} is no model of transformers.\n"

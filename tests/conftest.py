@@ -10,9 +10,7 @@ import torch
 from helpers import BARE, NETS, Run, importable
 from hypothesis import HealthCheck, settings
 from rich.console import Console
-from zoo.libraries import declare_vision_operators
 
-declare_vision_operators()  # before anything asks whether torchvision can be imported
 torch.set_num_threads(1)
 settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")

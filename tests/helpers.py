@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils import _pytree as pytree
 
 from graphfuse.io.checkpoints import save_state
+from graphfuse.io.importing import import_library
 from graphfuse.io.models import load_model
 
 Run = Callable[..., tuple[int, str, str]]
@@ -115,3 +118,11 @@ def parents(folder: Path, *factories: str) -> list[str]:
         save_state(folder / f"{i}.safetensors", load_model(f"cli_nets:{factory}").model.state_dict())
         specs.append(f"cli_nets:{factory}@{i}.safetensors")
     return specs
+
+
+def needs(*names: str) -> Any:
+    """The last of these libraries, imported as graphfuse does; the test is skipped where one is not installed."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed")
+    return [import_library(name) for name in names][-1]

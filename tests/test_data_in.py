@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import assert_same
+from helpers import assert_same, needs
 from PIL import Image
 from torch import Tensor, nn
 
@@ -97,7 +97,7 @@ def test_grey_images_for_a_model_of_one_channel(tmp_path: Path) -> None:
 
 
 def test_what_transformers_and_timm_say_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("timm", exc_type=ImportError)
+    needs("timm")
     monkeypatch.chdir(tmp_path)
     picture(tmp_path / "images/a.png", (255, 255, 255))
     vit = load_model("timm:vit_tiny_patch16_224,img_size=32,patch_size=8,embed_dim=24,depth=1,num_heads=3")
@@ -151,7 +151,7 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def language_model(folder: Path, words: int = 40, special: bool = False, kind: str = "gpt2") -> LoadedModel:
-    transformers = pytest.importorskip("transformers", exc_type=ImportError)
+    transformers = needs("transformers")
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     vocabulary = {"[UNK]": 0, "[S]": 1, **{f"w{k}": k + 2 for k in range(words)}}

@@ -11,15 +11,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from helpers import importable
+from helpers import importable, needs
 
 from graphfuse.cli import main
-from graphfuse.io.pretrained import import_transformers
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
 EXPECTED = {"graphfuse rules missing nets:net": 1}  # the exit code of a command that finds what the page is about
-NEEDED = {"checkpoints.md": ("torchvision", "transformers", "PIL")}
+NEEDED = {"checkpoints.md": ("torchvision", "PIL", "transformers")}
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 
 
@@ -38,10 +37,8 @@ def test_the_blocks_of_a_page_run_and_print_what_they_show(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Blocks that begin with a file's name are written there; text is what the Python or console block above prints."""
-    for library in NEEDED.get(page, ()):
-        pytest.importorskip(library, exc_type=ImportError)
-    if "transformers" in NEEDED.get(page, ()):
-        import_transformers().logging.disable_progress_bar()
+    if page in NEEDED:
+        needs(*NEEDED[page]).logging.disable_progress_bar()
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     names: dict[str, object] = {"torch": torch}

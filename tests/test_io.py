@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from helpers import assert_same, importable, randomise
+from helpers import assert_same, importable, needs, randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from graphfuse.io.checkpoints import Checkpoint, load_state, save_state, save_we
 from graphfuse.io.fitting import load_into, must_be_finite
 from graphfuse.io.models import LoadedModel, as_call, load_model, parse_spec, save_model
 from graphfuse.io.outputs import ensure_new, new_directory, new_file
+from graphfuse.io.pretrained import _without_bars
 
 
 class Tied(nn.Module):
@@ -359,13 +360,11 @@ def test_as_call() -> None:
 
 
 def test_a_transformers_directory_goes_in_and_out(tmp_path: Path) -> None:
-    pretrained = pytest.importorskip("graphfuse.io.pretrained")
-    pytest.importorskip("transformers", exc_type=ImportError)
-    transformers = pretrained.import_transformers()
+    transformers = needs("transformers")
     sizes = {"n_embd": 12, "n_layer": 1, "n_head": 3, "vocab_size": 50, "n_positions": 16}
     config = transformers.GPT2Config(**sizes, bos_token_id=1, eos_token_id=2)
     source = tmp_path / "source"
-    with pretrained._without_bars(transformers):
+    with _without_bars(transformers):
         transformers.GPT2LMHeadModel(config).to(torch.bfloat16).save_pretrained(source)
     (source / "tokenizer.json").write_text("{}")
     (source / "pytorch_model.bin").write_text("old weights")

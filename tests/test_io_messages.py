@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import importable
+from helpers import importable, needs
 from torch import nn
 
 from graphfuse.errors import CheckpointError, DataError, GraphFuseError, ModelSpecError, OutputError
@@ -133,8 +133,7 @@ def test_directories_to_write(here: Path) -> None:
 
 
 def test_directories_of_transformers(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("transformers", exc_type=ImportError)
-    version = pretrained.import_transformers().__version__
+    version = needs("transformers").__version__
     folder = here / "model"
     folder.mkdir()
 
@@ -159,11 +158,8 @@ def test_directories_of_transformers(here: Path, monkeypatch: pytest.MonkeyPatch
     assert said(ModelSpecError, lambda: pretrained.images(folder)).startswith(
         f"{folder / 'preprocessor_config.json'} is no JSON: "
     )
-    monkeypatch.setattr("graphfuse.io.pretrained.importlib.util.find_spec", lambda name: None)
-    assert refused() == (
-        "a directory of transformers needs transformers, which is not installed.\n"
-        "  what to do: pip install 'graphfuse[zoo]', or give the model as package.module:factory"
-    )
+    monkeypatch.setattr("graphfuse.io.importing.importlib.util.find_spec", lambda name: None)
+    assert refused() == "transformers is not installed.\n  what to do: pip install transformers"
 
 
 def test_images_without_pillow(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,14 +11,16 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from helpers import assert_same, importable, randomise
+from helpers import assert_same, importable, needs, randomise
 from torch import nn
 
-from graphfuse.errors import CheckpointError, ConfigError, GraphFuseError, ModelSpecError, OutputError
+from graphfuse.errors import CaptureError, CheckpointError, ConfigError, GraphFuseError, ModelSpecError, OutputError
 from graphfuse.io.checkpoints import Checkpoint, load_state, save_state, save_weights
 from graphfuse.io.fitting import load_into
+from graphfuse.io.importing import _declared, declarations, import_library
 from graphfuse.io.models import FORMS, load_model, parse_spec, save_model
 from graphfuse.io.precision import dtype_of
+from graphfuse.symmetry import trace
 
 NETS = """
 import torch
@@ -95,12 +98,13 @@ VIT = "timm:vit_tiny_patch16_224,img_size=32,patch_size=8,embed_dim=24,depth=1,n
 
 
 def test_a_timm_model_with_the_classes_of_its_checkpoint(folder: Path) -> None:
-    pytest.importorskip("timm", exc_type=ImportError)
+    needs("timm")
     own = load_model(f"{VIT},num_classes=10")
     save_weights("w.safetensors", own.model)
     loaded = load_model(f"{VIT}@w.safetensors")
     assert_same(dict(loaded.model.state_dict()), dict(own.model.state_dict()))
     assert loaded.notes == (
+        *declarations(),
         "timm:vit_tiny_patch16_224: built with num_classes=10, because w.safetensors has head.weight (10, 24)",
     )
     assert loaded.example is not None and loaded.example[0][0].shape == (2, 3, 32, 32)
@@ -109,12 +113,13 @@ def test_a_timm_model_with_the_classes_of_its_checkpoint(folder: Path) -> None:
 
 
 def test_a_torchvision_model(folder: Path) -> None:
-    pytest.importorskip("torchvision", exc_type=ImportError)
+    needs("torchvision")
     own = load_model("torchvision:squeezenet1_1,num_classes=4")
     torch.save({"model": own.model.state_dict()}, "w.pt")
     loaded = load_model("torchvision:squeezenet1_1@w.pt")
     assert_same(dict(loaded.model.state_dict()), dict(own.model.state_dict()))
     assert loaded.notes == (
+        *declarations(),
         "torchvision:squeezenet1_1: built with num_classes=4, because w.pt has classifier.1.weight (4, 512, 1, 1)",
         "w.pt: took the state dict under 'model'",
     )
@@ -123,7 +128,7 @@ def test_a_torchvision_model(folder: Path) -> None:
 
 
 def test_libraries_that_have_no_such_model(folder: Path) -> None:
-    pytest.importorskip("timm", exc_type=ImportError)
+    needs("timm")
     message = refused("timm:vit_tiny_patch16_244")
     assert message.startswith("timm has no model 'vit_tiny_patch16_244'; did you mean vit_tiny_patch16_224 or ")
     assert refused("timm:zzzzzz") == "timm has no model 'zzzzzz'.\n  what to do: see timm's list_models()"
@@ -137,19 +142,49 @@ def test_libraries_that_have_no_such_model(folder: Path) -> None:
 
 
 def test_a_library_that_is_not_there_or_broken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("graphfuse.io.libraries.importlib.util.find_spec", lambda name: None)
-    assert refused("timm:resnet18") == "timm is not installed.\n  what to do: pip install 'graphfuse[zoo]'"
+    monkeypatch.setattr("graphfuse.io.importing.importlib.util.find_spec", lambda name: None)
+    assert refused("timm:resnet18") == "timm is not installed.\n  what to do: pip install timm"
     monkeypatch.undo()
     monkeypatch.chdir(folder)
 
     def broken(name: str) -> None:
         raise RuntimeError("operator torchvision::nms does not exist\nat a line")
 
-    monkeypatch.setattr("graphfuse.io.libraries.importlib.import_module", broken)
+    monkeypatch.setattr("graphfuse.io.importing.importlib.import_module", broken)
     assert refused("torchvision:resnet18") == (
         "torchvision cannot be imported: operator torchvision::nms does not exist\n"
         f"  what to do: install the torchvision that was built for torch {torch.__version__}"
     )
+
+
+def test_an_operator_that_is_missing_is_declared_and_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs("torchvision")
+    before, really = declarations(), importlib.import_module
+
+    def beside_another_torch(name: str) -> Any:
+        if name == "torchvision" and not hasattr(torch.ops.torchvision, "made_up"):
+            raise RuntimeError("operator torchvision::made_up does not exist")
+        return really(name)
+
+    monkeypatch.setattr("graphfuse.io.importing.importlib.import_module", beside_another_torch)
+    known = dict(_declared())
+    assert import_library("torchvision").models is not None
+    (note,) = declarations()
+    assert note != "".join(before) and "made_up" in note
+    with pytest.raises(RuntimeError, match="operator made_up is not there: install the torchvision"):
+        torch.ops.torchvision.made_up(torch.ones(1, 4), torch.ones(1), 0.5)
+    _declared().clear()
+    _declared().update(known)
+
+
+def test_a_detector_beside_another_torch_says_what_to_install(folder: Path) -> None:
+    needs("torchvision")
+    if not declarations():
+        pytest.skip("torchvision fits this torch")
+    loaded = load_model("torchvision:ssdlite320_mobilenet_v3_large")
+    assert loaded.example is not None
+    with pytest.raises(CaptureError, match="reinstall torchvision so that it matches"):
+        trace(loaded.model, *loaded.example)
 
 
 # ------------------------------------------------------------------ shards

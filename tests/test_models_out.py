@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from helpers import Run, assert_same, parents, randomise
+from helpers import Run, assert_same, needs, parents, randomise
 from torch import nn
 
 from graphfuse.errors import CheckpointError, ConfigError, DataError, ModelSpecError, OutputError
@@ -19,8 +19,8 @@ from graphfuse.hf import fuse_pretrained
 from graphfuse.io.cards import model_card
 from graphfuse.io.checkpoints import load_state
 from graphfuse.io.fitting import load_into
+from graphfuse.io.importing import import_library
 from graphfuse.io.models import LoadedModel, ModelSpec, load_model, save_model
-from graphfuse.io.pretrained import import_transformers
 from graphfuse.io.sharding import bytes_of, save_sharded
 
 
@@ -96,8 +96,7 @@ WORDS = " ".join(f"w{k % 37}" for k in range(0, 5000, 3))
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Two small language models in bfloat16, with a tokenizer and a card of their own."""
-    pytest.importorskip("transformers", exc_type=ImportError)
-    transformers = import_transformers()
+    transformers = needs("transformers")
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     transformers.logging.disable_progress_bar()
@@ -117,7 +116,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def test_directories_are_fused_into_one_that_loads(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    transformers = import_transformers()
+    transformers = import_library("transformers")
     before = {path: path.read_bytes() for folder in folders for path in folder.iterdir()}
     result = fuse_pretrained(folders, [WORDS] * 2, tmp_path / "out", {"samples": 32}, length=8, batch_size=8)
     assert result.report["inputs"] == 32 and result.report["calibration"] is not None
@@ -143,7 +142,7 @@ def test_directories_are_fused_into_one_that_loads(folders: tuple[Path, Path], t
 
 
 def test_models_in_memory_are_left_as_they_are(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    transformers = import_transformers()
+    transformers = import_library("transformers")
     models = [transformers.AutoModelForCausalLM.from_pretrained(folder) for folder in folders]
     tokenizer = transformers.AutoTokenizer.from_pretrained(folders[0])
     before = [{name: value.clone() for name, value in model.state_dict().items()} for model in models]
@@ -165,7 +164,7 @@ def test_models_in_memory_are_left_as_they_are(folders: tuple[Path, Path], tmp_p
 
 
 def test_what_cannot_be_fused_is_said_and_nothing_is_written(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    transformers = import_transformers()
+    transformers = import_library("transformers")
     out = tmp_path / "out"
 
     def refused(error: type[Exception], *given: Any, **how: Any) -> str:
@@ -195,7 +194,7 @@ def test_what_cannot_be_fused_is_said_and_nothing_is_written(folders: tuple[Path
 
 
 def test_a_missing_head_is_named_or_allowed(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    transformers = import_transformers()
+    transformers = import_library("transformers")
     body = transformers.AutoModel.from_pretrained(folders[0])
     body.config.architectures = ["GPT2ForSequenceClassification"]
     body.config.pad_token_id = 0
@@ -228,7 +227,7 @@ def test_code_in_a_directory_is_not_run(folders: tuple[Path, Path], tmp_path: Pa
 
 def test_a_directory_keeps_mixed_precision(folders: tuple[Path, Path], tmp_path: Path) -> None:
     source = tmp_path / "source"
-    import_transformers().AutoModelForCausalLM.from_pretrained(folders[0]).save_pretrained(source)
+    import_library("transformers").AutoModelForCausalLM.from_pretrained(folders[0]).save_pretrained(source)
     state = safetensors.torch.load_file(source / "model.safetensors")
     state["transformer.ln_f.weight"] = state["transformer.ln_f.weight"].float()
     safetensors.torch.save_file(state, source / "model.safetensors", metadata={"format": "pt"})

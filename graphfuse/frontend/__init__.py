@@ -67,5 +67,5 @@ def _must_run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         raise CaptureError(
             f"{type(model).__name__} does not run on the example inputs ({'; '.join(shapes) or 'no tensors'}): "
             f"{type(error).__name__}: {headline(error)}\n{where(error)}"
-            "  what to do: pass args and kwargs on which model(*args, **kwargs) runs"
+            "  what to do: put right what it says, or pass args and kwargs on which model(*args, **kwargs) runs"
         ) from error

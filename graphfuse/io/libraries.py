@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from graphfuse.errors import ModelSpecError
+from graphfuse.io import importing
 from graphfuse.io.checkpoints import Checkpoint
 from graphfuse.io.fitting import fit
 from graphfuse.io.images import Preprocess
@@ -46,7 +46,7 @@ def build(library: Library, name: str, options: Mapping[str, Any], checkpoint: C
         The library is not installed or cannot be imported, has no such model, or cannot build it so.
     """
     make = _maker(library, name)
-    model, notes = _called(make, options, library, name), []
+    model, notes = _called(make, options, library, name), [*importing.declarations()]
     if checkpoint is not None and CLASSES not in options and (found := _classes(model, checkpoint)) is not None:
         classes, where = found
         model = _called(make, {**options, CLASSES: classes}, library, name)
@@ -58,7 +58,7 @@ def build(library: Library, name: str, options: Mapping[str, Any], checkpoint: C
 
 
 def _maker(library: Library, name: str) -> Any:
-    module = _imported(library)
+    module = importing.import_library(library)
     if library == "timm":
         known = module.list_models()
         if name.partition(".")[0] not in known:
@@ -121,18 +121,6 @@ def _torchvision_images(name: str) -> Preprocess:
     crop = min(height, width) / getattr(how, "resize_size", cut)[0]
     mean, std = tuple(getattr(how, "mean", ())), tuple(getattr(how, "std", ()))
     return Preprocess((height, width), "torchvision", mean, std, crop, how.interpolation.value)
-
-
-def _imported(library: Library) -> Any:
-    if importlib.util.find_spec(library) is None:
-        raise ModelSpecError(f"{library} is not installed.\n  what to do: pip install 'graphfuse[zoo]'")
-    try:
-        return importlib.import_module(library)
-    except (ImportError, RuntimeError) as error:
-        raise ModelSpecError(
-            f"{library} cannot be imported: {str(error).splitlines()[0]}\n"
-            f"  what to do: install the torchvision that was built for torch {torch.__version__}"
-        ) from error
 
 
 def _unknown(library: str, name: str, known: list[str]) -> ModelSpecError:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-import importlib.util
 import inspect
 import json
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from torch import nn
 from graphfuse.capture import canonical_names
 from graphfuse.errors import CheckpointError, DataError, ModelSpecError
 from graphfuse.io.images import Preprocess
+from graphfuse.io.importing import import_library
 from graphfuse.io.precision import Dtypes, as_stored, usual
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.index.json")
@@ -41,7 +39,7 @@ def load(folder: Path, allow: Sequence[str] = ()) -> tuple[nn.Module, tuple[str,
     CheckpointError
         The weights cannot be read (only safetensors are), or do not fit the config.
     """
-    transformers = import_transformers()
+    transformers = import_library("transformers")
     config = config_of(folder)
     name = (config.architectures or ["AutoModel"])[0]
     cls = getattr(transformers, name, None)
@@ -68,7 +66,7 @@ def load(folder: Path, allow: Sequence[str] = ()) -> tuple[nn.Module, tuple[str,
 
 def config_of(folder: Path) -> Any:
     """The config of a directory; ModelSpecError where transformers does not know it, or it asks for code to be run."""
-    auto = import_transformers().AutoConfig
+    auto = import_library("transformers").AutoConfig
     try:
         return auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -110,7 +108,7 @@ def save(model: nn.Module, folder: Path, dtypes: Dtypes, source: Path | None, sh
     Weights beyond ``shard`` bytes are written in several files.
     """
     state = as_stored(model.state_dict(keep_vars=True), dtypes, usual(dtypes) if dtypes else None)
-    with _without_bars(import_transformers()):
+    with _without_bars(import_library("transformers")):
         model.save_pretrained(folder, state_dict=state, max_shard_size=shard)  # pyright: ignore[reportCallIssue]
     if source is None:
         return
@@ -132,7 +130,7 @@ def tokenizer(folder: Path) -> Any:
     DataError
         There is none, or it cannot be loaded.
     """
-    auto = import_transformers().AutoTokenizer
+    auto = import_library("transformers").AutoTokenizer
     try:
         if not any(file for pattern in TOKENIZERS for file in folder.glob(pattern)):
             raise OSError("it holds no tokenizer files")  # transformers would make an empty one
@@ -231,27 +229,6 @@ def _restore(config: dict[str, Any], original: dict[str, Any], key: str) -> None
             _restore(inner, original.get(name) or {}, key)
 
 
-def import_transformers() -> Any:
-    """The transformers library, also beside a torchvision that was built for another torch.
-
-    Raises
-    ------
-    ModelSpecError
-        It is not installed.
-    """
-    if importlib.util.find_spec("transformers") is None:
-        raise ModelSpecError(
-            "a directory of transformers needs transformers, which is not installed.\n"
-            "  what to do: pip install 'graphfuse[zoo]', or give the model as package.module:factory"
-        )
-    hidden = _hide_broken_torchvision()
-    transformers = importlib.import_module("transformers")
-    if hidden:  # it may have been imported before, and have looked for torchvision then
-        for name in ("is_torchvision_available", "is_torchvision_v2_available"):
-            getattr(getattr(transformers.utils, name, None), "cache_clear", lambda: None)()
-    return transformers
-
-
 @contextlib.contextmanager
 def _without_bars(transformers: Any) -> Iterator[None]:
     """The command line draws its own progress bars."""
@@ -263,20 +240,6 @@ def _without_bars(transformers: Any) -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def _hide_broken_torchvision() -> bool:
-    """A torchvision built for another torch fails when imported, and transformers with it; without it all is well."""
-    try:
-        importlib.import_module("torchvision")
-    except ImportError:
-        return False
-    except RuntimeError:
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        sys.modules["torchvision"] = None  # pyright: ignore[reportArgumentType]
-        return True
-    return False
 
 
 def _line(error: BaseException) -> str:
