@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,31 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from graphfuse.errors import CheckpointError, OutputError
+from graphfuse.errors import CheckpointError
+from graphfuse.writing import new_file, unwritable
 
 VERSION = 3
 
 
-def in_order(path: str | os.PathLike[str]) -> None:
-    """Sort a safetensors file's metadata, which is written in a random order: the same content, the same bytes."""
+def save(tensors: dict[str, Tensor], path: str | os.PathLike[str], metadata: dict[str, str]) -> None:
+    """Write a safetensors file, whole or not at all; the same content gives the same bytes.
+
+    Raises
+    ------
+    OutputError
+        The file cannot be written there; nothing is left behind.
+    """
+    target = Path(path)
+    with new_file(target) as work:
+        try:
+            save_file(tensors, work, metadata)
+            _in_order(work)
+        except (OSError, SafetensorError) as error:
+            raise unwritable(target, error) from error
+
+
+def _in_order(path: Path) -> None:
+    """Sort a safetensors file's metadata, which is written in a random order."""
     with open(path, "r+b") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
@@ -39,21 +56,8 @@ def write(path: str | os.PathLike[str], kind: str, document: Mapping[str, Any], 
     OutputError
         The file cannot be written there; nothing is left behind.
     """
-    target = Path(path)
     metadata = {"format": f"graphfuse.{kind}", "version": str(VERSION), "document": json.dumps(document)}
-    found = None
-    try:
-        handle, found = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        os.close(handle)
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, found, metadata)
-        in_order(found)
-        os.replace(found, target)
-    except (OSError, SafetensorError) as error:
-        if found is not None:
-            Path(found).unlink(missing_ok=True)
-        raise OutputError(
-            f"cannot write {target}: {error}\n  what to do: name a file in a directory that exists and may be written"
-        ) from error
+    save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
 
 
 def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -19,6 +19,10 @@ Each message says what was wrong, where, what was expected, and what to do about
 
 from __future__ import annotations
 
+import re
+
+AN = re.compile(r"[aeioAEIO]|[FHLMNRSX][A-Z0-9]|[uU][np](?!i)[a-z]")  # letters spelt out (an LSTM), unflatten, upsample
+
 
 class GraphFuseError(Exception):
     """Base of all errors that graphfuse raises on purpose."""
@@ -62,3 +66,13 @@ class OutputError(GraphFuseError):
 
 class ModelSpecError(GraphFuseError):
     """The name of a model leads to no model; says which part of the name failed."""
+
+
+def kind_of(value: object) -> str:
+    """The type of a value with its article, for messages.
+
+    >>> kind_of(3), kind_of("3")
+    ('an int', 'a str')
+    """
+    name = type(value).__name__
+    return f"{'an' if AN.match(name) else 'a'} {name}"

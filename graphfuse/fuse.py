@@ -18,7 +18,7 @@ from graphfuse.calibrate import Calibration, calibrate
 from graphfuse.capture import duplicate, state_of
 from graphfuse.closeness import closeness
 from graphfuse.config import FuseConfig
-from graphfuse.errors import CheckpointError, DataError
+from graphfuse.errors import CheckpointError, DataError, kind_of
 from graphfuse.footprint import footprint
 from graphfuse.lockstep import batches, parted
 from graphfuse.partial import extra, widened
@@ -260,7 +260,7 @@ def _module(into: Any) -> nn.Module:
     if isinstance(into, nn.Module):
         return into
     raise DataError(
-        f"into is no torch.nn.Module but a {type(into).__name__}.\n"
+        f"into is no torch.nn.Module but {kind_of(into)}.\n"
         "  what to do: build a model of the same class with the widths that the result shall have"
     )
 

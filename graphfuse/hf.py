@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from graphfuse.capture import duplicate
 from graphfuse.config import FuseConfig
-from graphfuse.errors import DataError, ModelSpecError
+from graphfuse.errors import DataError, ModelSpecError, kind_of
 from graphfuse.fuse import FuseResult, fuse
 from graphfuse.io import pretrained, texts
 from graphfuse.io.batches import load_data
@@ -25,9 +25,9 @@ from graphfuse.io.cards import CARD, model_card
 from graphfuse.io.examples import in_batches
 from graphfuse.io.importing import import_library
 from graphfuse.io.models import LoadedModel, ModelSpec, load_model, parse_spec
-from graphfuse.io.outputs import ensure_new, new_directory
 from graphfuse.io.precision import as_stored, computed_in, floating
 from graphfuse.io.sharding import SHARD, bytes_of
+from graphfuse.writing import ensure_new, new_directory
 
 __all__ = ["fuse_pretrained"]
 
@@ -128,7 +128,7 @@ def _parent(model: Any, seed: int) -> _Parent:
     transformers = import_library("transformers")
     if not isinstance(model, transformers.PreTrainedModel):
         raise ModelSpecError(
-            f"a {type(model).__name__} is no model of transformers.\n"
+            f"{kind_of(model)} is no model of transformers.\n"
             "  expected: directories, or models of transformers; for others: graphfuse.fuse"
         )
     stored = floating(model.state_dict())

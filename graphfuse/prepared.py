@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from graphfuse.capture import state_of
 from graphfuse.config import FuseConfig, nearest
 from graphfuse.correspond import Correspondence, correspond
-from graphfuse.errors import CheckpointError, ConfigError, DataError
+from graphfuse.errors import CheckpointError, ConfigError, DataError, kind_of
 from graphfuse.folding import Fold
 from graphfuse.lockstep import Batch, Lockstep, batches
 from graphfuse.matching import Form, Tracer, call_of, forms_of, without_gains
@@ -77,7 +77,7 @@ def prepare(
         _check_finite(state_of(model), k)
     logger.info("tracing %d models, to be matched by %s", len(models), method)
     tracer = Tracer(load_rules(rules), outputs=settings.outputs)
-    forms = forms_of(models, args, kwargs or {}, found, settings, tracer, _traced(progress, len(models)))
+    forms = forms_of(models, args, kwargs or {}, found, settings, tracer, progress)
     calls = [call_of(models[settings.target], form.model, args, kwargs or {}) for form in forms]
     folds: tuple[Fold, ...] = ()
     if settings.rotating:
@@ -94,10 +94,6 @@ def prepare(
     return Prepared(models, states, relation, lockstep, found, settings, method, forms, folds, notes)
 
 
-def _traced(progress: Progress | None, total: int) -> Callable[[int], None]:
-    return lambda done: progress("trace", done, total) if progress is not None else None
-
-
 # --------------------------------------------------------------------- checks
 
 
@@ -107,7 +103,7 @@ def _some(models: Sequence[nn.Module], config: FuseConfig) -> tuple[nn.Module, .
         raise DataError(f"expected two or more models, got {len(models)}")
     for k, model in enumerate(models):
         if not isinstance(model, nn.Module):
-            raise DataError(f"model {k} is no torch.nn.Module but a {type(model).__name__}")
+            raise DataError(f"model {k} is no torch.nn.Module but {kind_of(model)}")
     if config.target >= len(models):
         raise ConfigError(f"config: target: there is no model {config.target}; the {len(models)} models count from 0")
     if config.weights is not None and len(config.weights) != len(models):

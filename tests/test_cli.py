@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import Run, assert_same, parents
+from rich.console import Console
 
 from graphfuse import __version__
 from graphfuse.aligned import Alignment
@@ -101,6 +102,17 @@ def test_fuse_writes_a_model_that_loads_again(run: Run, tmp_path: Path) -> None:
     alignment = Alignment.load("deep/out/alignment.safetensors")
     moved = alignment.apply(load_model(specs[1]).model.state_dict(), 1)
     assert moved["up.weight"].shape == (12, 5)
+
+
+def test_long_names_of_models_are_shown_whole(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parents(tmp_path, "net", "net")
+    long = "a_name_that_differs_from_others_only_at_its_end" * 2
+    for name in "01":
+        Path(f"{name}.safetensors").rename(f"{long}_{name}.st")
+    monkeypatch.setattr("graphfuse.cli.console.out", Console(width=80))
+    code, text, error = run("fuse", *(f"cli_nets:net@{long}_{name}.st" for name in "01"), "-o", "out")
+    assert code == 0, error
+    assert "_0.st" in text and "_1.st" in text and "parameters" in text and "50%" in text
 
 
 def test_same_seed_same_result_and_weights_alone(run: Run, tmp_path: Path) -> None:

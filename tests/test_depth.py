@@ -99,7 +99,9 @@ def test_batch_norms_of_a_layer_without_partner_stay_what_they_are() -> None:
 def test_independent_models_of_six_and_four_layers(order: tuple[int, int]) -> None:
     models: list[nn.Module] = [scaled(GroupedDecoder(depth=n), seed) for seed, n in enumerate(order)]
     data = [ids(16, 9, 31), ids(16, 9, 31)]
-    depth = match_depth(models[0], models[1], data)
+    told: list[tuple[str, int, int]] = []
+    depth = match_depth(models[0], models[1], data, progress=lambda *step: told.append(step))
+    assert told == [("match depth", done, 2 * len(data)) for done in range(1, 2 * len(data) + 1)]
     assert (len(depth.layers), len(depth.alone), len(depth.dropped)) == (4, order[0] - 4, order[1] - 4)
     plain = fuse(models, data=data, config=AVERAGE)
     moved, fused = plain.alignment.apply(state_of(models[1]), 1), state_of(plain.model)

@@ -22,8 +22,8 @@ from graphfuse.io.batches import Labelled, load_data, load_labelled
 from graphfuse.io.checkpoints import Checkpoint, load_state, save_state, save_weights
 from graphfuse.io.fitting import load_into, must_be_finite
 from graphfuse.io.models import LoadedModel, as_call, load_model, parse_spec, save_model
-from graphfuse.io.outputs import ensure_new, new_directory, new_file
 from graphfuse.io.pretrained import _without_bars
+from graphfuse.writing import ensure_new, new_directory, new_file
 
 
 class Tied(nn.Module):
@@ -329,7 +329,7 @@ def test_names_that_lead_to_no_model(folder: Path) -> None:
     message = refused("gf_raises:a")
     assert "IndexError: list index out of range" in message and "gf_raises.py:1: x = [][1]" in message
     assert "gf_nets:instance is a Linear" in refused("gf_nets:instance")
-    assert "gf_nets:nothing() returned a int" in refused("gf_nets:nothing")
+    assert "gf_nets:nothing() returned an int" in refused("gf_nets:nothing")
     message = refused("gf_nets:broken")
     assert "calling gf_nets:broken() failed: ValueError: no such width" in message
     assert 'raise ValueError("no such width")' in message
@@ -525,7 +525,7 @@ def test_functions_that_make_batches(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert "gf_data:nothing() yields nothing" in bad_data("gf_data:nothing")
         assert "gf_data:texts() yields a str" in bad_data("gf_data:texts")
         assert "gf_data:tensor() returned a Tensor, not an iterable" in bad_data("gf_data:tensor")
-        assert "'gf_data:value' is a int, not a function" in bad_data("gf_data:value")
+        assert "'gf_data:value' is an int, not a function" in bad_data("gf_data:value")
         assert "gf_data has no 'generatr'; did you mean generator?" in bad_data("gf_data:generatr")
 
 

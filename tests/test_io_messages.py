@@ -20,7 +20,7 @@ from graphfuse.io.batches import load_data
 from graphfuse.io.checkpoints import load_state
 from graphfuse.io.models import FORMS as MODEL_FORMS
 from graphfuse.io.models import LoadedModel, load_model, parse_spec
-from graphfuse.io.outputs import ensure_new
+from graphfuse.writing import ensure_new
 
 NETS = """
 import torch
@@ -67,7 +67,7 @@ def test_names_of_models(here: Path) -> None:
         f"im_nets has no 'nett'; did you mean net?\n  got: im_nets:nett\n  looked in: {here / 'im_nets.py'}"
     )
     assert refused("im_nets:number") == (
-        "im_nets:number is a int.\n  expected: a function (or class) that returns a new model"
+        "im_nets:number is an int.\n  expected: a function (or class) that returns a new model"
     )
     assert refused("im_nets:net") == "example_inputs() of im_nets:net returned nothing.\n  expected: (args, kwargs)"
 
@@ -118,7 +118,7 @@ def test_names_and_files_of_data(here: Path) -> None:
     )
     np.savez("nan.npz", x=np.array([1.0, np.nan]))
     assert refused("nan.npz") == "nan.npz: the array 'x' holds NaN or infinity"
-    assert refused("im_nets:number") == "the data 'im_nets:number' is a int, not a function that returns batches"
+    assert refused("im_nets:number") == "the data 'im_nets:number' is an int, not a function that returns batches"
     assert refused("im_nets:net") == "im_nets:net() returned a Linear, not an iterable of batches"
 
 

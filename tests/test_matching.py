@@ -125,7 +125,9 @@ def example() -> Tensor:
 @pytest.mark.parametrize("order", [(Fused, Separate), (Separate, Fused)])
 def test_other_names_and_layouts_are_the_same_function(order: tuple[type[nn.Module], type[nn.Module]]) -> None:
     target, other = (small(kind(), seed) for seed, kind in enumerate(order))
-    found = translate(target, other, example())
+    told: list[tuple[str, int, int]] = []
+    found = translate(target, other, example(), progress=lambda *step: told.append(step))
+    assert told == [("translate", done, 4) for done in range(1, 5)]
     assert type(found.model) is order[0]
     assert_close(found.model(example()), other(example()), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(target(example()), other(example()), rtol=1e-2, atol=1e-2)

@@ -123,7 +123,7 @@ def test_the_heads_and_width_of_a_decoder_can_shrink() -> None:
 
 
 def test_what_cannot_be_filled_is_refused() -> None:
-    with pytest.raises(DataError, match=r"into is no torch\.nn\.Module but a int"):
+    with pytest.raises(DataError, match=r"into is no torch\.nn\.Module but an int"):
         fuse([MLP()], DATA[0], into=64)  # pyright: ignore[reportArgumentType]
     with pytest.raises(CorrespondenceError, match="differs along an axis that cannot be matched"):
         fuse([MLP()], DATA[0], into=MLP((5, 11, 7, 4)))

@@ -18,8 +18,8 @@ from graphfuse.errors import OutputError
 from graphfuse.io.checkpoints import Checkpoint, load_state, save_state
 from graphfuse.io.fitting import load_into
 from graphfuse.io.models import LoadedModel, load_model, save_model
-from graphfuse.io.outputs import ensure_new, new_directory
 from graphfuse.tasks import add_task_vector, task_vector
+from graphfuse.writing import ensure_new, new_directory
 
 FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 CHECKPOINT = "FILE of weights, or a MODEL by name."

@@ -16,7 +16,7 @@ from graphfuse.config.reading import problems, read
 from graphfuse.config.starter import schema as run_schema
 from graphfuse.config.starter import starter
 from graphfuse.errors import ConfigError
-from graphfuse.io.outputs import new_file
+from graphfuse.writing import new_file
 
 config_app = typer.Typer(
     help="One YAML file for a whole run: start one, check one, complete one in an editor.",

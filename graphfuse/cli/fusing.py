@@ -48,11 +48,11 @@ from graphfuse.fuse import FuseResult
 from graphfuse.fuse import fuse as fuse_models
 from graphfuse.io.cards import CARD, model_card
 from graphfuse.io.models import LoadedModel, save_model
-from graphfuse.io.outputs import ensure_new, new_directory
 from graphfuse.io.sharding import bytes_of
 from graphfuse.report import terminal
 from graphfuse.report.pages import fuse_page
 from graphfuse.symmetry import trace
+from graphfuse.writing import ensure_new, new_directory
 
 
 def align(

@@ -26,12 +26,12 @@ from graphfuse.cli.options import (
 )
 from graphfuse.cli.steps import notes_of, print_json, print_notes, print_written, progress, traced
 from graphfuse.folding import fold_gains
-from graphfuse.io.outputs import new_file
 from graphfuse.report import terminal
 from graphfuse.report.graphdata import graph_json
 from graphfuse.report.pages import graph_page
 from graphfuse.symmetry import SymmetryGraph
 from graphfuse.verify import verify as verify_graph
+from graphfuse.writing import new_file
 
 
 def inspect(

@@ -44,7 +44,7 @@ from graphfuse.cli.steps import (
 from graphfuse.cli.views import tables_view
 from graphfuse.comparison import compare as compare_models
 from graphfuse.config import RunConfig
-from graphfuse.errors import ConfigError, DataError
+from graphfuse.errors import ConfigError, DataError, kind_of
 from graphfuse.evaluation import Metric
 from graphfuse.evaluation import evaluate as evaluate_models
 from graphfuse.evaluation.tokens import next_tokens
@@ -227,5 +227,5 @@ def _metric(name: str, lower: bool) -> str | Metric:
         return name
     function = find(name, ConfigError)
     if not callable(function):
-        raise ConfigError(f"--metric {name} is a {type(function).__name__}, not a function of outputs and targets")
+        raise ConfigError(f"--metric {name} is {kind_of(function)}, not a function of outputs and targets")
     return Metric.of(function, higher=not lower, name=name.rpartition(":")[2])

@@ -15,13 +15,13 @@ from graphfuse.cli.measuring import alignment_of, fused_spec, labelled, metrics_
 from graphfuse.cli.options import BatchSize, Data, Debug, Device, Json, Model, Rules, Samples, Seed
 from graphfuse.cli.steps import device_of, expect_models, load, print_json, print_written, progress, settled, traced
 from graphfuse.config import RunConfig
-from graphfuse.errors import DataError
+from graphfuse.errors import DataError, kind_of
 from graphfuse.evaluation import Metric, evaluate
 from graphfuse.evaluation.states import restated
-from graphfuse.io.outputs import new_file
 from graphfuse.landscape import landscape as landscape_of
 from graphfuse.report import plots
 from graphfuse.report.pages import fuse_page
+from graphfuse.writing import new_file
 
 plot_app = typer.Typer(
     help="Draw pictures for papers (PNG, SVG, PDF), and the report page anew. Needs the extra graphfuse\\[plots].",
@@ -190,5 +190,5 @@ def _json(path: Path) -> dict[str, Any]:
             f"{path} cannot be read: {error}\n  expected: JSON, as graphfuse evaluate --json prints it"
         ) from error
     if not isinstance(found, dict):
-        raise DataError(f"{path} holds no JSON object but a {type(found).__name__}")
+        raise DataError(f"{path} holds no JSON object but {kind_of(found)}")
     return found

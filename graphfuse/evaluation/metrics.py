@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from graphfuse.config import nearest
-from graphfuse.errors import ConfigError, DataError
+from graphfuse.errors import ConfigError, DataError, kind_of
 from graphfuse.outputs import is_wanted, output_names
 
 IGNORED = -100
@@ -161,7 +161,7 @@ def scores_of(value: Any, output: str | None = None) -> Tensor:
         if isinstance(leaf, Tensor) and leaf.is_floating_point()
     ]
     if not found:
-        raise DataError(f"the model returns no floating-point tensor to be judged, but a {type(value).__name__}")
+        raise DataError(f"the model returns no floating-point tensor to be judged, but {kind_of(value)}")
     names = [name for name, _ in found]
     wanted = output or ("logits" if "logits" in names else names[0])
     chosen = next((leaf for name, leaf in found if is_wanted(name, [wanted])), None)

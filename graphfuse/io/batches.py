@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from graphfuse.errors import DataError
+from graphfuse.errors import DataError, kind_of
 from graphfuse.io import arrays, images, pretrained, saved, texts
 from graphfuse.io.examples import Batches, Examples, Labelled, cast, in_batches, in_labelled_batches
 from graphfuse.io.forward import Batch, Signature, label_among
@@ -118,7 +118,7 @@ def _find(spec: str, model: LoadedModel | None, length: int | None) -> Examples 
         raise DataError(f"the data {spec!r} is neither a file of arrays nor a function{hint}.\n{FORMS}")
     loader = find(spec, DataError)
     if not callable(loader):
-        raise DataError(f"the data {spec!r} is a {type(loader).__name__}, not a function that returns batches")
+        raise DataError(f"the data {spec!r} is {kind_of(loader)}, not a function that returns batches")
     return _from_loader(loader, spec)
 
 
@@ -157,13 +157,13 @@ def _signature(model: LoadedModel | None) -> Signature | None:
 def _from_loader(loader: Callable[[], Any], spec: str) -> Batches[Any]:
     first = loader()
     if not isinstance(first, Iterable) or isinstance(first, Tensor | Mapping | str | nn.Module):
-        raise DataError(f"{spec}() returned a {type(first).__name__}, not an iterable of batches")
+        raise DataError(f"{spec}() returned {kind_of(first)}, not an iterable of batches")
     kept = first if iter(first) is not first else list(first)  # a generator can be gone through only once
     batches = Batches(lambda: kept)
     for batch in batches:
         if not isinstance(batch, Tensor | tuple | list | dict | Labelled):
             raise DataError(
-                f"{spec}() yields a {type(batch).__name__}.\n  expected: batches that are tensors, tuples (positional "
+                f"{spec}() yields {kind_of(batch)}.\n  expected: batches that are tensors, tuples (positional "
                 "arguments) or dicts (keyword arguments)"
             )
         return batches
@@ -199,7 +199,7 @@ def _labelled(item: Any, spec: str, dtype: torch.dtype | None = None) -> Labelle
         case (inputs, Tensor() as labels):
             return Labelled(cast(inputs, dtype), labels)
     raise DataError(
-        f"{spec}() yields a {type(item).__name__} without labels.\n  expected: pairs (inputs, labels), or dicts with a "
+        f"{spec}() yields {kind_of(item)} without labels.\n  expected: pairs (inputs, labels), or dicts with a "
         "key labels (or label, targets, target, y)"
     )
 

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from graphfuse import archive
 from graphfuse.capture import canonical_names
-from graphfuse.errors import CheckpointError
-from graphfuse.io.outputs import new_file
+from graphfuse.errors import CheckpointError, kind_of
 from graphfuse.io.precision import Dtypes, as_stored
 
 PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
@@ -135,7 +134,7 @@ def _read_torch(file: Path) -> tuple[dict[str, Tensor], list[str]]:
         notes.append(f"{file.name}: took the state dict under {inside!r}")
         found = found[inside]
     if not _is_state(found):
-        what = f"a {type(found).__name__}"
+        what = kind_of(found)
         if isinstance(found, Mapping):
             what = f"a dict with the keys {', '.join(map(repr, list(found)[:SHOWN]))}"
         raise ValueError(f"it holds {what}, not tensors by name")
@@ -169,9 +168,7 @@ def save_state(path: str | Path, state: Mapping[str, Tensor], aliases: Mapping[s
     """
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     metadata = {"format": "pt"} | ({ALIASES: json.dumps(dict(aliases))} if aliases else {})
-    with new_file(path) as work:
-        safetensors.torch.save_file(plain, work, metadata=metadata)
-        archive.in_order(work)
+    archive.save(plain, path, metadata)
 
 
 def save_weights(path: str | Path, model: nn.Module, stored: Dtypes | None = None) -> None:

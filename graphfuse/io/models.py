@@ -13,7 +13,7 @@ import torch
 import yaml
 from torch import nn
 
-from graphfuse.errors import ModelSpecError
+from graphfuse.errors import ModelSpecError, kind_of
 from graphfuse.io import libraries, pretrained, programs
 from graphfuse.io.checkpoints import Checkpoint, load_state
 from graphfuse.io.examples import cast
@@ -230,14 +230,14 @@ def as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def _build(factory: Any, spec: ModelSpec) -> nn.Module:
     if isinstance(factory, nn.Module) or not callable(factory):
         raise ModelSpecError(
-            f"{spec.target} is a {type(factory).__name__}.\n  expected: a function (or class) that returns a new model"
+            f"{spec.target} is {kind_of(factory)}.\n  expected: a function (or class) that returns a new model"
         )
     try:
         model = factory(**dict(spec.options))
     except Exception as failure:
         raise ModelSpecError(f"calling {spec.target}({_given(spec)}) failed: {describe(failure)}") from failure
     if not isinstance(model, nn.Module):
-        raise ModelSpecError(f"{spec.target}() returned a {type(model).__name__}.\n  expected: a torch.nn.Module")
+        raise ModelSpecError(f"{spec.target}() returned {kind_of(model)}.\n  expected: a torch.nn.Module")
     return model
 
 

@@ -13,8 +13,8 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 from graphfuse.errors import CheckpointError, ModelSpecError
-from graphfuse.io.outputs import new_file
 from graphfuse.io.safety import unsafe
+from graphfuse.writing import new_file
 
 SUFFIX = ".pt2"
 PROGRAM = "model.pt2"

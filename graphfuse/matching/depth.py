@@ -8,7 +8,7 @@ matching of the largest sum, by dynamic programming. What a layer adds tells it 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from graphfuse.capture import state_of
 from graphfuse.errors import CorrespondenceError
 from graphfuse.lockstep import Batch, as_batch
-from graphfuse.matching.similarity import grams_of, likeness, monotone
+from graphfuse.matching.similarity import ROWS, grams_of, likeness, monotone
 from graphfuse.matching.stacks import Stack, outline, renamed, stacks_of, unequal
 from graphfuse.symmetry import SymmetryGraph
 
@@ -75,6 +75,7 @@ def match_depth(
     data: Iterable[Any] = (),
     *,
     layers: Layers | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> DepthMatch:
     """Match the layers of two models that differ in the number of their layers only.
 
@@ -87,6 +88,8 @@ def match_depth(
     layers : mapping, optional
         Target's layer -> other's layer, by hand, both increasing: numbers within the only list that differs, or module
         paths.
+    progress : callable, optional
+        Called with ("match depth", batches done, batches), those of both models.
 
     Raises
     ------
@@ -104,7 +107,7 @@ def match_depth(
     given = [item if isinstance(item, Batch) else as_batch(item) for item in items]
     if not given:
         raise _nothing_to_match_by(pairs)
-    return _by_activations(target, other, pairs, alike, given)
+    return _by_activations(target, other, pairs, alike, given, progress)
 
 
 def _result(
@@ -181,9 +184,16 @@ def _by_activations(
     pairs: Sequence[tuple[Stack, Stack]],
     alike: Sequence[list[list[bool]]],
     data: Sequence[Batch],
+    progress: Callable[[str, int, int], None] | None,
 ) -> DepthMatch:
+    def watched(side: int) -> Iterator[Batch]:
+        for i, batch in enumerate(data, 1):
+            yield batch
+            if progress is not None:
+                progress("match depth", side * len(data) + i, 2 * len(data))
+
     grams = [
-        grams_of(model, [layer for pair in pairs for layer in pair[side].layers], data)
+        grams_of(model, [layer for pair in pairs for layer in pair[side].layers], watched(side), ROWS // len(data))
         for side, model in enumerate((target, other))
     ]
     layers, similarity, notes = dict[str, str](), dict[str, Tensor](), list[str]()

@@ -92,7 +92,7 @@ def forms_of(
     data: Sequence[Batch],
     config: FuseConfig,
     tracer: Tracer,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[Form, ...]:
     """The form of each model, the target's own first of all; afterwards the tracer knows them.
 
@@ -109,22 +109,29 @@ def forms_of(
         if model is not target:
             graph = tracer(model, *call_of(target, model, args, kwargs))
             if not same_program(reference, graph):
-                form = _form(reference, graph, data, config, tracer, k)
+                form = _form(reference, graph, data, config, tracer, k, progress)
         if form.depth:
             tracer.depths[id(form.model)] = form.depth
         forms.append(form)
-        progress(k + 1)
+        if progress is not None:
+            progress("trace", k + 1, len(models))
     return tuple(forms)
 
 
 def _form(
-    reference: SymmetryGraph, graph: SymmetryGraph, data: Sequence[Batch], config: FuseConfig, tracer: Tracer, k: int
+    reference: SymmetryGraph,
+    graph: SymmetryGraph,
+    data: Sequence[Batch],
+    config: FuseConfig,
+    tracer: Tracer,
+    k: int,
+    progress: Callable[[str, int, int], None] | None,
 ) -> Form:
     target, model = reference.model, graph.model
     if unequal(target, model):
-        return _of_other_depth(target, model, data, config, k)
+        return _of_other_depth(target, model, data, config, k, progress)
     try:
-        found = translate(reference, graph, names=config.names, rules=tracer.book)
+        found = translate(reference, graph, names=config.names, rules=tracer.book, progress=progress)
         return Form(found.model, notes=_of(k, found.notes))
     except CorrespondenceError as error:
         reason = error
@@ -138,18 +145,25 @@ def _form(
         return Form(model)  # the same names: what is wrong, if anything, is told better name for name
     form = tracer(resized, reference.args, reference.kwargs)
     try:
-        found = translate(form, graph, names=config.names, rules=tracer.book)
+        found = translate(form, graph, names=config.names, rules=tracer.book, progress=progress)
     except CorrespondenceError as error:
         raise CorrespondenceError(
             f"model {k} has another depth and other names than model {config.target}; with as many layers they are not "
             f"the same computation either: {error}"
         ) from None
-    deep = _of_other_depth(target, found.model, data, config, k)
+    deep = _of_other_depth(target, found.model, data, config, k, progress)
     return Form(deep.model, deep.depth, (*_of(k, found.notes), *deep.notes))
 
 
-def _of_other_depth(target: nn.Module, model: nn.Module, data: Sequence[Batch], config: FuseConfig, k: int) -> Form:
-    found = match_depth(target, model, data, layers=config.layers)
+def _of_other_depth(
+    target: nn.Module,
+    model: nn.Module,
+    data: Sequence[Batch],
+    config: FuseConfig,
+    k: int,
+    progress: Callable[[str, int, int], None] | None,
+) -> Form:
+    found = match_depth(target, model, data, layers=config.layers, progress=progress)
     return Form(model, found, _of(k, found.notes))
 
 

@@ -5,7 +5,7 @@ Source: Kornblith et al., Similarity of Neural Network Representations Revisited
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,10 +17,15 @@ from graphfuse.lockstep import Batch
 ROWS = 1024  # activations of a layer that are looked at
 
 
-def grams_of(model: nn.Module, layers: Sequence[str], data: Sequence[Batch]) -> dict[str, list[Tensor | None]]:
-    """For each layer the Gram matrices, shape (rows, rows), of its outputs and of what it adds to its inputs."""
+def grams_of(
+    model: nn.Module, layers: Sequence[str], data: Iterable[Batch], share: int
+) -> dict[str, list[Tensor | None]]:
+    """For each layer the Gram matrices, shape (rows, rows), of its outputs and of what it adds to its inputs.
+
+    No more than ``share`` rows of a batch are looked at, but one at least.
+    """
     seen: dict[str, list[list[Tensor]]] = {layer: [[], []] for layer in layers}
-    model, share = duplicate(model).eval(), max(1, ROWS // len(data))
+    model, share = duplicate(model).eval(), max(1, share)
 
     def keep(layer: str) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:

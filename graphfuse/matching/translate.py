@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from graphfuse.capture import canonical_names, duplicate, state_of
-from graphfuse.errors import CorrespondenceError
+from graphfuse.errors import CorrespondenceError, kind_of
 from graphfuse.matching.naming import Names, tags_of
 from graphfuse.matching.recipes import HAND, Renaming, renaming_of
 from graphfuse.matching.refine import Pairing, Unmatched, pair
@@ -25,6 +25,7 @@ from graphfuse.symmetry import SymmetryGraph, trace
 
 SAME, CLOSE = 1e-4, 0.05
 """Relative differences of outputs up to which models are called the same, or alike (another epsilon, another GELU)."""
+STEPS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +52,7 @@ def translate(
     *,
     names: Names | None = None,
     rules: Iterable[Any] | RuleBook = (),
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Translation:
     """Write a model in the names and layouts of another that does the same computation.
 
@@ -65,6 +67,8 @@ def translate(
         list of its parts. The rest is found.
     rules :
         Further rule packs for tracing.
+    progress : callable, optional
+        Called with ("translate", done, total): both models traced, their parameters paired, the results compared.
 
     Returns
     -------
@@ -80,18 +84,23 @@ def translate(
     """
     book = rules if isinstance(rules, RuleBook) else load_rules(rules)
     args = (args,) if isinstance(args, Tensor) else tuple(args)
+    tell = progress or (lambda stage, done, total: None)
     a = target if isinstance(target, SymmetryGraph) else trace(target, args, kwargs, rules=book)
+    tell("translate", 1, STEPS)
     if isinstance(other, SymmetryGraph):
         b = other
     else:
         b = trace(other, *call_of(a.model, other, args, kwargs or {}), rules=book)
+    tell("translate", 2, STEPS)
     found, pairing = _renaming(a, b, names or {}, book)
+    tell("translate", 3, STEPS)
     state = found.translate(state_of(b.model), state_of(a.model))
     model = _with_state(a, state)
     difference = _difference(a, b, model, found)
     if pairing.ties and not _resized(a, model):
         difference = max(difference, _difference_when_shaken(a, b, found))
     _expect_alike(found, pairing, difference)
+    tell("translate", STEPS, STEPS)
     return Translation(model, found.pairs(), difference, found.kept, _notes(found, pairing, difference))
 
 
@@ -164,7 +173,7 @@ def _difference(a: SymmetryGraph, b: SymmetryGraph, model: nn.Module, found: Ren
                      if found.sizes.get(axis.id, axis.size) != axis.size]  # fmt: skip
             raise CorrespondenceError(
                 f"{type(a.model).__name__} does not run with the widths of the other model ({', '.join(sizes[:3])}): "
-                f"{error}\n  what to do: build a {type(a.model).__name__} of the other's widths, translate onto that "
+                f"{error}\n  what to do: build {kind_of(a.model)} of the other's widths, translate onto that "
                 "with graphfuse.matching.translate, and fuse the result, name for name"
             ) from error
     return _apart(got, wanted)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphfuse.errors import ConfigError
-from graphfuse.io.outputs import new_file
+from graphfuse.writing import new_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

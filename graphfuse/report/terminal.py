@@ -19,6 +19,7 @@ from graphfuse.verify import Verification
 
 SHOWN = 3
 GIVING_WAY = {"touches", "for example"}
+FOLDED = {"parent"}
 NUMBERS = {"count", "size", "axes", "agreement", "lowest", "before", "units moved", "parameters", "share"}
 
 
@@ -106,7 +107,7 @@ def fuse_view(report: Mapping[str, Any], alignment: Alignment) -> RenderableType
     for k, (spec, model) in enumerate(zip(specs, report["models"], strict=True)):
         target = "the result has its shape" if model["target"] else ""
         rows.append((f"{k}  {spec}", f"{model['parameters']:,}", f"{model['share']:.0%}", target))
-    models = _table("models", ("model", "parameters", "share", ""), rows)
+    models = _table("models", ("parent", "parameters", "share", ""), rows)
     parts: list[RenderableType] = [models, alignment_view(alignment)]
     if report["calibration"]:
         parts.append(_calibration(report["calibration"]))
@@ -152,12 +153,17 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """Numbers to the right; one line for each row, so that long lists give way where the terminal is narrow."""
+    """Numbers to the right; one line for each row, but for names: where it is narrow, long lists give way."""
     rows = [list(row) for row in rows]
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for i, column in enumerate(columns):
-        width = None if column in GIVING_WAY else max(len(text) for text in (column, *(row[i] for row in rows)))
+        gives_way = column in GIVING_WAY | FOLDED
+        width = None if gives_way else max(len(text) for text in (column, *(row[i] for row in rows)))
         table.add_column(column, justify="right" if column in NUMBERS else "left", width=width)
     for row in rows:
-        table.add_row(*(Text(text, no_wrap=True, overflow="ellipsis") for text in row))
+        table.add_row(*map(_cell, columns, row))
     return table
+
+
+def _cell(column: str, text: str) -> Text:
+    return Text(text, overflow="fold") if column in FOLDED else Text(text, no_wrap=True, overflow="ellipsis")

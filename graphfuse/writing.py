@@ -1,11 +1,10 @@
-"""Writing results: whole or not at all."""
+"""Writing results: whole or not at all, and readable by whom the user's umask lets read."""
 
 from __future__ import annotations
 
 import contextlib
-import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,21 +44,24 @@ def new_directory(path: str | Path) -> Iterator[Path]:
         The directory exists and is not empty, or cannot be written.
     """
     target = ensure_new(path)
+    work = _sibling(target)
     try:
-        target.absolute().parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.absolute().parent))
-        work.chmod(0o755)
+        work.parent.mkdir(parents=True, exist_ok=True)
+        work.mkdir()
+        mode = work.stat().st_mode
     except OSError as error:
-        raise _unwritable(target, error) from error
+        raise unwritable(target, error) from error
     try:
         yield work
         try:
+            for file in work.rglob("*"):  # libraries write through temporary files that no one else may read
+                file.chmod(mode & (0o777 if file.is_dir() else 0o666))
             ensure_new(target)  # what came there meanwhile is not overwritten
             if target.is_dir():
                 target.rmdir()
             work.rename(target)
         except OSError as error:
-            raise _unwritable(target, error) from error
+            raise unwritable(target, error) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -76,24 +78,28 @@ def new_file(path: str | Path) -> Iterator[Path]:
         The file cannot be written.
     """
     target = Path(path)
+    work = _sibling(target)
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.absolute().parent)
-        os.close(handle)
+        work.touch(exist_ok=False)
+        mode = work.stat().st_mode
     except OSError as error:
-        raise _unwritable(target, error) from error
-    work = Path(name)
+        raise unwritable(target, error) from error
     try:
         yield work
         try:
-            work.chmod(0o644)
+            work.chmod(mode & 0o777)
             work.replace(target)
         except OSError as error:
-            raise _unwritable(target, error) from error
+            raise unwritable(target, error) from error
     finally:
         work.unlink(missing_ok=True)
 
 
-def _unwritable(target: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f"cannot write {target}: {error.strerror or error}.\n  what to do: name a place you may write to"
-    )
+def unwritable(target: str | Path, error: Exception) -> OutputError:
+    """What to say when a file or directory cannot be written."""
+    reason = getattr(error, "strerror", None) or error
+    return OutputError(f"cannot write {target}: {reason}.\n  what to do: name a place you may write to")
+
+
+def _sibling(target: Path) -> Path:
+    return target.absolute().parent / f".{target.name}.{secrets.token_hex(4)}.partial"
