@@ -18,6 +18,7 @@ from typing import Any
 
 from graphfuse.report.charts import Line, Mark, chart, legend, rounded
 from graphfuse.report.html import Cell, figures, table
+from graphfuse.report.words import told_apart
 
 Json = Mapping[str, Any]
 
@@ -87,7 +88,7 @@ def _curve(found: Json) -> str:
 
 
 def _specs(report: Json) -> list[str]:
-    return [str(x) for x in report.get("specs") or (f"model {k}" for k in range(len(report["models"])))]
+    return told_apart([str(x) for x in report.get("specs") or (f"model {k}" for k in range(len(report["models"])))])
 
 
 def _digits(values: Sequence[float]) -> int:

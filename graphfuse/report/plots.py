@@ -65,7 +65,7 @@ def plot_curve(evaluation: Mapping[str, Any], path: str | Path | None = None) ->
             axes.plot([0.5], [evaluation["fused"][metric]], "D", color=COLOURS[1], markersize=6, label="fused")
         axes.set(xlabel="share of the other model", ylabel=metric, xlim=(-0.03, 1.03))
         axes.grid(axis="y", color="#e5e5e5", linewidth=0.6)
-        axes.legend(loc="best", fontsize=8)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=8)  # above: it covers no point
     return figure
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from graphfuse.axes import Dim, Leaf, walk_leaves
 from graphfuse.report.graphdata import describe, dims_json
@@ -90,3 +90,13 @@ def _gained(graph: SymmetryGraph, tensor: TensorLabel) -> Iterable[Axis]:
 
 def _of_role(graph: SymmetryGraph, role: str) -> Iterable[Axis]:
     return (axis for axis in graph.axes if axis.role == role)
+
+
+def told_apart(specs: Sequence[str]) -> list[str]:
+    """Names of models, without what they share: of one architecture, the files of the weights are left.
+
+    >>> told_apart(["nets:net,width=8@a.safetensors", "nets:net,width=8@b.safetensors"])
+    ['a.safetensors', 'b.safetensors']
+    """
+    heads, _, files = zip(*(spec.partition("@") for spec in specs), strict=True)
+    return list(files) if len({*heads}) == 1 and len({*files}) == len(specs) > 1 else list(specs)
