@@ -8,7 +8,7 @@ True
 """
 
 from graphfuse.aligned import Alignment
-from graphfuse.alignment import align
+from graphfuse.aligning import align
 from graphfuse.comparison import ModelComparison, compare
 from graphfuse.config import FuseConfig, RunConfig
 from graphfuse.errors import GraphFuseError

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
-
-import torch
-from torch import Tensor, nn
 
 from graphfuse.aligned import Aligned, Alignment
 from graphfuse.average import average
@@ -25,79 +20,32 @@ from graphfuse.errors import ConfigError, CorrespondenceError, DataError
 from graphfuse.gauge import Elements, normal_forms, turned_back
 from graphfuse.lockstep import Lockstep
 from graphfuse.maps import identity
-from graphfuse.prepared import Config, Prepared, Progress, prepare
+from graphfuse.prepared import Prepared, Progress, prepare
 from graphfuse.symmetry import Axis, TensorLabel
-from graphfuse.teacher import Teacher, held_out, run_model
+from graphfuse.teacher import Teacher
 from graphfuse.together import Together
 from graphfuse.transport.circuit import wire
 from graphfuse.transport.coordinate import Solution, coordinate
 from graphfuse.transport.flow import flow, places_of
 from graphfuse.transport.wires import Wire, Wiring
 
-__all__ = ["Aligned", "Alignment", "Prepared", "Progress", "align", "frame", "match", "prepare"]
+__all__ = ["Aligned", "Alignment", "Judge", "Prepared", "Progress", "frame", "match", "prepare"]
 
 logger = logging.getLogger(__name__)
 
+Judge = Callable[[Alignment, Sequence[float]], float]
+"""An alignment and the models' shares -> how bad their average is; the lower, the better."""
 JUDGED = 128
 """Inputs on which solutions of the method both are compared."""
 
 
-def align(
-    models: Sequence[nn.Module],
-    args: tuple[Any, ...] | Tensor = (),
-    kwargs: Mapping[str, Any] | None = None,
-    *,
-    data: Iterable[Any] | None = None,
-    config: Config = None,
-    rules: Iterable[Any] = (),
-    progress: Progress | None = None,
-) -> Alignment:
-    """Find, for each model, which of its units play the roles of the target's units.
+def match(prepared: Prepared, progress: Progress | None = None, judge: Judge | None = None) -> Alignment:
+    """Solve the maps of every model onto the target.
 
-    Parameters
-    ----------
-    models : sequence of nn.Module
-        Two or more that do the same computation; hidden widths may differ. Where names or layouts differ from those of
-        the target, a model is first translated into them. They are left as they are.
-    args, kwargs :
-        Example inputs, as the models take them. With data they are not needed: its first batch is used.
-    data : iterable of batches, optional
-        Unlabelled inputs. A batch is a tensor, a tuple (positional arguments) or a dict (keyword arguments).
-    config : FuseConfig, dict or path of a YAML file, optional
-    rules :
-        Further rule packs for tracing.
-    progress : callable, optional
-        Called with (stage, done, total).
-
-    Returns
-    -------
-    Alignment
-        ``print`` shows how well each axis is matched; ``apply`` moves a checkpoint, ``save`` and ``load`` keep it.
-
-    Raises
-    ------
-    CorrespondenceError
-        The models are not of one architecture.
-    DataError
-        There are fewer than two models, no inputs, or inputs that do not fit.
-    CheckpointError
-        A model holds values that are not finite.
-    ConfigError
-        A setting is unknown or cannot be used here.
-
-    Examples
-    --------
-    >>> import torch
-    >>> a, b = (torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)) for _ in range(2))
-    >>> sorted(align([a, b], torch.zeros(1, 4)).apply(b.state_dict(), model=1))
-    ['0.bias', '0.weight', '2.bias', '2.weight']
+    Where there are several solutions (method both), the one of the lowest ``judge`` is taken, by default the one by
+    which the plain average comes nearest to the models' mean outputs. What activations alone found is one of them only
+    with a judge: by plain averages it is chosen too often (docs/transport.md).
     """
-    prepared = prepare(models, args, kwargs, data=data, config=config, rules=rules, progress=progress)
-    return match(prepared, progress)
-
-
-def match(prepared: Prepared, progress: Progress | None = None) -> Alignment:
-    """Solve the maps of every model onto the target."""
     prepared, forms = normal_forms(prepared)
     task, notes = _Task.of(prepared, forms), list[str]()
     target, count = prepared.correspondence.target, len(prepared.models)
@@ -105,7 +53,7 @@ def match(prepared: Prepared, progress: Progress | None = None) -> Alignment:
     for done, k in enumerate((k for k in range(count) if k != target), start=2):
         _check_still(prepared, task.still, k)
         found = _solved(task, k, notes, progress)
-        solutions[k] = found[0] if len(found) == 1 else _nearest(task, k, found)
+        solutions[k] = _best(task, k, found if judge else found[:2], judge, progress)
         _log(task, k, solutions[k], found)
         if progress is not None:
             progress("match", done, count)
@@ -184,24 +132,35 @@ class _Task:
 _NOTHING = Solution({}, {}, 0, 0.0)
 
 
-@torch.no_grad()
-def _nearest(task: _Task, k: int, found: Sequence[Solution]) -> Solution:
-    """The solution by which the plain average of the target and a model comes nearest to their mean outputs."""
-    prepared, target = task.prepared, task.prepared.correspondence.target
-    shares = [0.5 if i in (k, target) else 0.0 for i in range(len(prepared.models))]
-    before = itertools.accumulate((batch.count for batch in prepared.data), initial=0)
-    some = [batch for seen, batch in zip(before, prepared.data, strict=False) if seen < JUDGED]
-
-    def distance(solution: Solution) -> float:
-        state = average(prepared, task.alignment({k: solution}), shares)
-        apart = held_out(teacher, lambda batch: run_model(prepared.models[target], state, batch))
-        return apart if math.isfinite(apart) else math.inf
-
+def _best(task: _Task, k: int, found: Sequence[Solution], judge: Judge | None, progress: Progress | None) -> Solution:
+    """The solution by which target and model make the best average, in equal shares."""
+    if len(found) == 1:
+        return found[0]
+    target = task.prepared.correspondence.target
+    shares = [0.5 if i in (k, target) else 0.0 for i in range(len(task.prepared.models))]
     try:
-        teacher = Teacher.of(prepared.models, shares, some, "squared")
-        return min(found, key=distance)
+        measure = judge or _nearness(task.prepared, shares)
+        costs = list[float]()
+        for solution in found:
+            costs.append(measure(task.alignment({k: solution}), shares))
+            if progress is not None:
+                progress("choose", len(costs), len(found))
+        return found[costs.index(min(costs))]
     except DataError:  # no outputs that could be compared
         return found[0]
+
+
+def _nearness(prepared: Prepared, shares: Sequence[float]) -> Judge:
+    """How far the outputs of the plain average are from the models' mean outputs, on the first inputs."""
+    before = itertools.accumulate((batch.count for batch in prepared.data), initial=0)
+    some = [batch for seen, batch in zip(before, prepared.data, strict=False) if seen < JUDGED]
+    target, teacher = prepared.correspondence.target, Teacher.of(prepared.models, shares, some, "squared")
+
+    def distance(alignment: Alignment, shares: Sequence[float]) -> float:
+        state = average(prepared, alignment, shares)
+        return teacher.distance(prepared.models[target], state)
+
+    return distance
 
 
 def _together(task: _Task, anchored: Mapping[int, Solution]) -> dict[int, Solution]:
@@ -247,7 +206,7 @@ def _problem(relation: Correspondence, wiring: Wiring, k: int) -> Problem:
 
 
 def _solved(task: _Task, k: int, notes: list[str], progress: Progress | None) -> list[Solution]:
-    """The maps of one model: one solution, or one for each start of the sweeps by weights."""
+    """The maps of one model: one solution; of method both one for each start of the sweeps, and the first start."""
     prepared, problem, wiring = task.prepared, task.problems[k], task.own[k]
     config, target, method = prepared.config, prepared.correspondence.target, prepared.method
     flows = config.driver == "flow"
@@ -268,7 +227,7 @@ def _solved(task: _Task, k: int, notes: list[str], progress: Progress | None) ->
     if method != "both":
         return [found]
     again = partial(coordinate, problem, weights, config, config.metric_for("weights"), importance)
-    return [again(found.maps), again()]
+    return [again(found.maps), again(), found]
 
 
 def _shown(prepared: Prepared, wiring: Wiring, pair: Lockstep | None) -> Mapping[int, Sequence[str]] | None:

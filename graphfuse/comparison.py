@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphfuse.alignment import Alignment, match, prepare
+from graphfuse.aligning import matched
+from graphfuse.alignment import Alignment, prepare
 from graphfuse.errors import DataError
 from graphfuse.matching.similarity import ROWS, chosen_rows, gram, likeness
 from graphfuse.prepared import Config, Prepared, Progress
@@ -123,7 +124,7 @@ def compare(
     prepared = prepare([a, b], data=data, config=config, rules=rules, progress=progress)
     if prepared.config.target:
         raise DataError("compare shows the second model in the order of the first.\n  what to do: leave target at 0")
-    alignment = match(prepared, progress)
+    alignment = matched(prepared, progress)
     layers = _layers(prepared, progress)
     notes = tuple(dict.fromkeys([*alignment.notes, *prepared.lockstep.notes]))
     return ModelComparison(layers, _axes(alignment), sum(x.count for x in prepared.data), alignment.method, notes)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from graphfuse.aligned import Alignment
-from graphfuse.alignment import Prepared, Progress, match, prepare
+from graphfuse.aligning import matched
+from graphfuse.alignment import Prepared, Progress, prepare
 from graphfuse.average import average, shares_of
 from graphfuse.calibrate import Calibration, calibrate
 from graphfuse.capture import duplicate, state_of
@@ -185,7 +186,7 @@ def _run(
     given: Alignment | None = None,
 ) -> _Made:
     """Match, average, calibrate, refine."""
-    alignment = match(prepared, progress) if given is None else reused(prepared, given)
+    alignment = matched(prepared, progress) if given is None else reused(prepared, given)
     target = prepared.config.target
     more = extra(prepared)
     clock.lap("match")

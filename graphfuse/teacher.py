@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -75,6 +76,12 @@ class Teacher:
             spread = sum(float((value - mean).square().sum()) for value in values) / count
             scales.append(spread or 1.0)
         return cls(tuple(batches), tuple(found), tuple(scales), loss)
+
+    @torch.no_grad()
+    def distance(self, model: nn.Module, state: Mapping[str, Tensor]) -> float:
+        """The mean loss of a model with this state over all batches; infinite where it is no number."""
+        found = held_out(self, lambda batch: run_model(model, state, batch))
+        return found if math.isfinite(found) else math.inf
 
     def measure(self, value: Any, i: int, rows: Tensor | None = None) -> Tensor:
         """The loss of what the model returned on batch ``i``, or on some of its rows."""

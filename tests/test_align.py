@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from graphfuse.alignment import Alignment, align, match, prepare
+from graphfuse.aligning import align, matched
+from graphfuse.alignment import Alignment, match, prepare
 from graphfuse.average import average
+from graphfuse.calibrate.judge import judge_of
 from graphfuse.capture import state_of
 from graphfuse.config import FuseConfig
 from graphfuse.errors import (
@@ -29,6 +31,7 @@ from graphfuse.errors import (
     GraphFuseError,
     OutputError,
 )
+from graphfuse.maps import AxisMap
 from graphfuse.permutations import permuted, sample
 from graphfuse.symmetry import trace
 
@@ -223,7 +226,8 @@ def test_progress_is_told() -> None:
     x = torch.randn(8, 5)
     align([MLP(), MLP()], data=[x, x], progress=lambda *step: seen.append(step))
     assert seen == [
-        ("trace", 1, 2), ("trace", 2, 2), ("activations", 1, 2), ("activations", 2, 2), ("match", 2, 2),
+        ("trace", 1, 2), ("trace", 2, 2), ("activations", 1, 2), ("activations", 2, 2),
+        ("choose", 1, 3), ("choose", 2, 3), ("choose", 3, 3), ("match", 2, 2),
     ]  # fmt: skip
 
 
@@ -379,3 +383,50 @@ def test_the_method_both_keeps_the_better_of_two_starts_and_ends_by_weights() ->
             found[method] = float((output - wanted).square().mean()), apart
         assert found["both"][0] <= found["weights"][0] + 1e-9  # weights alone are one of the two starts
         assert found["both"][1] <= found["activations"][1]  # sweeps by weights bring weights together
+
+
+@torch.no_grad()
+def test_a_judge_chooses_among_both_starts_and_activations_alone() -> None:
+    torch.manual_seed(0)
+    models: list[nn.Module] = [MLP(), MLP()]
+    x = torch.randn(100, 5)
+    prepared = prepare(models, data=[x], config={"method": "both"})
+    alone = match(prepare(models, data=[x], config={"method": "activations"})).models[1].maps
+    for chosen in range(3):
+        seen: list[Alignment] = []
+
+        def judge(alignment: Alignment, shares: Sequence[float], seen: list[Alignment] = seen) -> float:
+            assert list(shares) == [0.5, 0.5]
+            seen.append(alignment)
+            return float(len(seen) - 1 != chosen)  # noqa: B023
+
+        found = match(prepared, judge=judge)
+        assert len(seen) == 3
+        assert same_maps(found.models[1].maps, seen[chosen].models[1].maps)
+        assert same_maps(seen[chosen].models[1].maps, alone) == (chosen == 2)
+
+
+def same_maps(a: Mapping[int, AxisMap], b: Mapping[int, AxisMap]) -> bool:
+    """Whether all maps permute alike."""
+    pairs = [(found.index, b[id].index) for id, found in a.items()]
+    return all(x is not None and y is not None and torch.equal(x, y) for x, y in pairs)
+
+
+def test_fusing_takes_the_solution_that_is_best_after_calibration() -> None:
+    torch.manual_seed(0)
+    models: list[nn.Module] = [MLP(), MLP()]
+    data = list(torch.randn(200, 5).split(20))
+    prepared = prepare(models, data=data, config={"method": "both"})
+    judge = judge_of(prepared)
+    assert judge is not None
+    values: list[float] = []
+
+    def noted(alignment: Alignment, shares: Sequence[float]) -> float:
+        values.append(judge(alignment, shares))
+        return values[-1]
+
+    match(prepared, judge=noted)
+    assert len(set(values)) == 3
+    assert judge(matched(prepared), (0.5, 0.5)) == min(values)
+    assert judge_of(prepare(models, data=data, config={"method": "weights"})) is None
+    assert judge_of(prepare(models, data=data, config={"calibrate": {"method": "batch_norm"}})) is None

@@ -12,7 +12,8 @@ from models import MLP, Decoder, ResNet, ids, images
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from graphfuse.alignment import Alignment, align
+from graphfuse.aligning import align
+from graphfuse.alignment import Alignment
 from graphfuse.carry import Labelled, in_source, in_target
 from graphfuse.config import CostConfig
 from graphfuse.costs.ground import evened, gains

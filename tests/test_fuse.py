@@ -244,7 +244,7 @@ def test_progress_is_told_for_every_stage() -> None:
     seen: list[tuple[str, int, int]] = []
     fuse([MLP(), MLP()], data=[torch.randn(8, 5)], progress=lambda *step: seen.append(step))
     stages = list(dict.fromkeys(stage for stage, _, _ in seen))
-    assert stages == ["trace", "activations", "match", "calibrate"]
+    assert stages == ["trace", "activations", "choose", "match", "calibrate"]
     for stage in stages:
         steps = [(done, total) for name, done, total in seen if name == stage]
         assert steps[-1][0] == steps[-1][1]

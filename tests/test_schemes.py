@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from graphfuse.aligned import Aligned, Alignment
-from graphfuse.alignment import Prepared, align, match, prepare
+from graphfuse.aligning import align
+from graphfuse.alignment import Prepared, match, prepare
 from graphfuse.capture import state_of
 from graphfuse.config import FuseConfig
 from graphfuse.errors import ConfigError, DataError

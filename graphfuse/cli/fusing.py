@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from graphfuse.aligned import Alignment
-from graphfuse.alignment import align as align_models
+from graphfuse.aligning import align as align_models
 from graphfuse.cli import console
 from graphfuse.cli.options import (
     AlignmentFile,

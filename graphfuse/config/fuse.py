@@ -31,11 +31,11 @@ class FuseConfig(Settings):
     method: Method = Field(
         "default",
         description="What units are compared by: their weights, their activations on data, both or a blend. both: "
-        "sweeps by weights, from what activations found and from scratch; kept is the one by which "
-        "the average of the models comes nearest to their mean outputs. default: both when data is "
-        "given (activations where a filter or cost speaks of them, and with driver flow), else "
-        "weights. auto: all of these and more are tried within the time budget, scored on held-out "
-        "inputs, and the best is refined.",
+        "sweeps by weights, from what activations found and from scratch, and activations alone; kept is what, once "
+        "calibrated, comes nearest to the models' mean outputs on held-out inputs (without calibration: the sweep by "
+        "which the average does). default: both when data is given (activations where a filter or cost speaks of "
+        "them, and with driver flow), else weights. auto: all of these and more are tried within the time budget, "
+        "scored on held-out inputs, and the best is refined.",
     )
     budget: float = Field(120, gt=0, description="Seconds that method auto may take, roughly.")
     symmetry: Literal["permutation", "full"] = Field(

@@ -1,0 +1,39 @@
+"""What an alignment is worth: how near the calibrated average comes to the models' mean outputs, on held-out inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from graphfuse.aligned import Alignment
+from graphfuse.alignment import Judge
+from graphfuse.average import average
+from graphfuse.calibrate.calibration import calibrate
+from graphfuse.lockstep import parted
+from graphfuse.prepared import Prepared
+from graphfuse.teacher import Teacher
+
+HOLDOUT = 0.2
+"""Share of the inputs that the calibration does not see, and that it is judged on."""
+
+
+def judge_of(prepared: Prepared) -> Judge | None:
+    """A judge of alignments of these models; None where there is one solution only, or none is calibrated by it.
+
+    A map that suits the weights of the average best need not suit what calibration makes of it, so each solution is
+    calibrated, on the other inputs.
+    """
+    if prepared.method != "both" or prepared.config.calibrate.method != "least_squares":
+        return None
+    seen, held = parted(prepared.data, HOLDOUT)
+    some, target = replace(prepared, data=tuple(seen)), prepared.models[prepared.correspondence.target]
+
+    @torch.no_grad()
+    def distance(alignment: Alignment, shares: Sequence[float]) -> float:
+        teacher = Teacher.of(prepared.models, shares, held, "squared")
+        plain = average(prepared, alignment, shares)
+        return teacher.distance(target, calibrate(some, alignment, plain, shares).state)
+
+    return distance
