@@ -155,6 +155,8 @@ class SymmetryGraph:
     def __str__(self) -> str:
         return str(self.table)
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
         return self.table.html()
 
