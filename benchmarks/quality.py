@@ -30,7 +30,7 @@ def missing(done: set[table.Key], task: str, pair: str, method: str, stages: lis
     return [stage for stage in stages if stage in has and (task, pair, method, stage) not in done]
 
 
-def bench_of(task: Task, seeds: tuple[int, int], store: Store) -> methods.Bench:
+def bench_of(task: Task, seeds: tuple[int, ...], store: Store) -> methods.Bench:
     """The parents of a pair with their data."""
     parents = [training.parent(kind, seed, store)[0] for kind, seed in zip(task.kinds, seeds, strict=True)]
     spec = KINDS[task.kinds[0]]

@@ -12,15 +12,15 @@ class Task:
     """A row of the tables: its title, and the kinds of :data:`quality.training.KINDS` that are fused, in order."""
 
     title: str
-    kinds: tuple[str, str]
-    pairs: tuple[tuple[int, int], ...] = SEEDS
+    kinds: tuple[str, ...]
+    pairs: tuple[tuple[int, ...], ...] = SEEDS
 
 
 def _alike(title: str, kind: str) -> Task:
     return Task(title, (kind, kind))
 
 
-PUBLISHED = ("admet", "proteinmpnn", "crepe-narrow", "crepe-wide", "voice")
+PUBLISHED = ("admet", "admet-five", "proteinmpnn", "crepe-narrow", "crepe-wide", "voice")
 """Tasks whose parents others trained."""
 
 TASKS: dict[str, Task] = {
@@ -38,6 +38,7 @@ TASKS: dict[str, Task] = {
     "vit-narrow": Task("ViT 64 <- 128", ("vit64x4", "vit128x4")),
     "vit-wide": Task("ViT 128 <- 64", ("vit128x4", "vit64x4")),
     "admet": Task("admet-ai regressors (R2, %)", ("admet", "admet"), ((0, 1), (1, 2), (2, 3))),
+    "admet-five": Task("admet-ai, all five (R2, %)", ("admet",) * 5, ((0, 1, 2, 3, 4),)),
     "proteinmpnn": Task("ProteinMPNN (loss)", ("proteinmpnn", "proteinmpnn"), ((1, 2), (2, 3), (0, 1))),
     "crepe-narrow": Task("CREPE tiny <- full", ("crepe-tiny", "crepe-full"), ((0, 0),)),
     "crepe-wide": Task("CREPE full <- tiny", ("crepe-full", "crepe-tiny"), ((0, 0),)),
