@@ -47,16 +47,6 @@ WIDE = ("channels",)
 """Roles that grow, too, where a task has no hidden layers (residual networks of convolutions)."""
 
 
-def bench_of(name: str, seeds: tuple[int, int], store: Store) -> methods.Bench:
-    """The parents of a pair with their data."""
-    task = TASKS[name]
-    spec = KINDS[task.kinds[0]]
-    parents = [training.parent(kind, seed, store)[0] for kind, seed in zip(task.kinds, seeds, strict=True)]
-    return methods.Bench(
-        tuple(parents), training.load_data(spec.data, store.data), spec.metric, batch=spec.recipe.batch
-    )
-
-
 def useful(title: str, name: str) -> bool:
     """Whether a trial can differ from the default on a task: scales need a ReLU, bases need heads."""
     attends = not any(word in name for word in ("mlp", "letters", "shards", "resnet"))
@@ -68,7 +58,7 @@ def measure(tasks: list[str], pairs: int, store: Store, only: list[str]) -> None
     """Run every trial on every pair and append one record for each."""
     for name in tasks:
         for seeds in TASKS[name].pairs[:pairs]:
-            bench = bench_of(name, seeds, store)
+            bench = methods.bench_of(TASKS[name], seeds, store)
             for title, config in TRIALS.items():
                 if not useful(title, name) or (only and not any(word in title for word in only)):
                     continue

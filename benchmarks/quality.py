@@ -20,22 +20,14 @@ from typing import Any
 import records
 from quality import methods, table, training
 from quality.data import Unavailable
-from quality.tasks import TASKS, Task
-from quality.training import KINDS, Store
+from quality.tasks import TASKS
+from quality.training import Store
 
 
 def missing(done: set[table.Key], task: str, pair: str, method: str, stages: list[str]) -> list[str]:
     """Stages of a column that have no record yet and that the column has at all."""
     has = {"ensemble": ("oneshot",), "parents": ("oneshot", "tuned")}.get(method, methods.METHODS[method].stages)
     return [stage for stage in stages if stage in has and (task, pair, method, stage) not in done]
-
-
-def bench_of(task: Task, seeds: tuple[int, ...], store: Store) -> methods.Bench:
-    """The parents of a pair with their data."""
-    parents = [training.parent(kind, seed, store)[0] for kind, seed in zip(task.kinds, seeds, strict=True)]
-    spec = KINDS[task.kinds[0]]
-    data = training.load_data(spec.data, store.data)
-    return methods.Bench(tuple(parents), data, spec.metric, batch=spec.recipe.batch)
 
 
 def run(options: argparse.Namespace, store: Store) -> None:
@@ -48,7 +40,7 @@ def run(options: argparse.Namespace, store: Store) -> None:
             if not todo:
                 continue
             try:
-                bench = bench_of(TASKS[name], seeds, store)
+                bench = methods.bench_of(TASKS[name], seeds, store)
             except Unavailable as error:
                 print(f"{name} is left out: {error}", file=sys.stderr)
                 break

@@ -21,6 +21,7 @@ from graphfuse.lockstep import as_batch
 from graphfuse.roles import ROLES
 from quality import training
 from quality.data import Data, Part
+from quality.tasks import Task
 
 SAMPLES, BATCH = 512, 64
 STEPS, RATES, TUNING_SEED = 60, (1e-4, 3e-4, 1e-3), 1_000_003
@@ -107,6 +108,14 @@ class Bench:
     def scores(self, model: nn.Module) -> dict[str, float]:
         """A model on validation and test data."""
         return {part: training.score(model, getattr(self.data, part), self.metric) for part in ("val", "test")}
+
+
+def bench_of(task: Task, seeds: Sequence[int], store: training.Store) -> Bench:
+    """The parents of a pair with their data."""
+    parents = [training.parent(kind, seed, store)[0] for kind, seed in zip(task.kinds, seeds, strict=True)]
+    spec = training.KINDS[task.kinds[0]]
+    data = training.load_data(spec.data, store.data)
+    return Bench(tuple(parents), data, spec.metric, batch=spec.recipe.batch)
 
 
 Cell = dict[str, Any]
