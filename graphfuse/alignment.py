@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+
+import torch
 
 from graphfuse.aligned import Aligned, Alignment
 from graphfuse.average import average
@@ -18,7 +19,7 @@ from graphfuse.costs.sources import Comparison, compared
 from graphfuse.costs.weights import WeightEvidence
 from graphfuse.errors import ConfigError, CorrespondenceError, DataError
 from graphfuse.gauge import Elements, normal_forms, turned_back
-from graphfuse.lockstep import Lockstep
+from graphfuse.lockstep import Lockstep, first
 from graphfuse.maps import identity
 from graphfuse.prepared import Prepared, Progress, prepare
 from graphfuse.symmetry import Axis, TensorLabel
@@ -53,7 +54,8 @@ def match(prepared: Prepared, progress: Progress | None = None, judge: Judge | N
     for done, k in enumerate((k for k in range(count) if k != target), start=2):
         _check_still(prepared, task.still, k)
         found = _solved(task, k, notes, progress)
-        solutions[k] = _best(task, k, found if judge else found[:2], judge, progress)
+        found = found if judge else found[:2]
+        solutions[k] = _best(task, k, found, judge, progress)
         _log(task, k, solutions[k], found)
         if progress is not None:
             progress("match", done, count)
@@ -152,10 +154,10 @@ def _best(task: _Task, k: int, found: Sequence[Solution], judge: Judge | None, p
 
 def _nearness(prepared: Prepared, shares: Sequence[float]) -> Judge:
     """How far the outputs of the plain average are from the models' mean outputs, on the first inputs."""
-    before = itertools.accumulate((batch.count for batch in prepared.data), initial=0)
-    some = [batch for seen, batch in zip(before, prepared.data, strict=False) if seen < JUDGED]
-    target, teacher = prepared.correspondence.target, Teacher.of(prepared.models, shares, some, "squared")
+    target, some = prepared.correspondence.target, first(prepared.data, JUDGED)
+    teacher = Teacher.of(prepared.models, shares, some, "squared")
 
+    @torch.no_grad()
     def distance(alignment: Alignment, shares: Sequence[float]) -> float:
         state = average(prepared, alignment, shares)
         return teacher.distance(prepared.models[target], state)

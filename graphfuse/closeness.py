@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -12,8 +11,9 @@ from torch import Tensor, nn
 
 from graphfuse.average import shares_of
 from graphfuse.errors import DataError
+from graphfuse.lockstep import first
 from graphfuse.prepared import Prepared
-from graphfuse.teacher import Teacher, held_out, run_model
+from graphfuse.teacher import Teacher
 
 JUDGED = 128
 """Inputs on which outputs are compared, about: whole batches are."""
@@ -38,14 +38,13 @@ def closeness(prepared: Prepared, average: Mapping[str, Tensor], model: nn.Modul
         ``inputs`` that were used, ``models`` (one distance for each parent, None for one without a share), ``average``
         and ``fused``, each None where it is not finite; None where there are no inputs, or outputs cannot be compared.
     """
-    before = itertools.accumulate((batch.count for batch in prepared.data), initial=0)
-    some = [batch for seen, batch in zip(before, prepared.data, strict=False) if seen < JUDGED]
+    some = first(prepared.data, JUDGED)
     if not some:
         return None
     shares = shares_of(prepared)
 
     def distance(one: nn.Module, state: Mapping[str, Tensor] | None = None) -> float | None:
-        found = held_out(teacher, lambda batch: run_model(one, state, batch))
+        found = teacher.distance(one, state)
         return found if math.isfinite(found) else None
 
     try:

@@ -5,6 +5,7 @@ Captured graphs have fixed shapes. A batch of another shape than the examples ge
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -65,6 +66,12 @@ def parted(found: Sequence[Batch], share: float) -> tuple[list[Batch], list[Batc
             first.append(rows_of(batch, torch.arange(cut)))
             second.append(rows_of(batch, torch.arange(cut, batch.count)))
     return (first, second) if first else (list(found), list(found))
+
+
+def first(found: Sequence[Batch], count: int) -> list[Batch]:
+    """The first batches, whole, until at least this many inputs are in them."""
+    before = itertools.accumulate((batch.count for batch in found), initial=0)
+    return [batch for seen, batch in zip(before, found, strict=False) if seen < count]
 
 
 def batches(data: Iterable[Any], samples: int) -> list[Batch]:

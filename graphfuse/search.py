@@ -23,7 +23,7 @@ from graphfuse.errors import GraphFuseError
 from graphfuse.lockstep import parted
 from graphfuse.prepared import Prepared, Progress
 from graphfuse.roles import ROLES
-from graphfuse.teacher import Teacher, held_out, run_model
+from graphfuse.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ class _Trials:
             whole = next(iter(self._ready.values()))
             held = parted(whole.data, HOLDOUT)[1]
             self._teacher = Teacher.of(prepared.models, shares_of(prepared), held, "squared")
-        return -held_out(self._teacher, lambda batch: run_model(model, None, batch))
+        return -self._teacher.distance(model)
 
 
 @torch.no_grad()

@@ -78,8 +78,8 @@ class Teacher:
         return cls(tuple(batches), tuple(found), tuple(scales), loss)
 
     @torch.no_grad()
-    def distance(self, model: nn.Module, state: Mapping[str, Tensor]) -> float:
-        """The mean loss of a model with this state over all batches; infinite where it is no number."""
+    def distance(self, model: nn.Module, state: Mapping[str, Tensor] | None = None) -> float:
+        """The mean loss of a model, or of another state of it, over all batches; infinite where it is no number."""
         found = held_out(self, lambda batch: run_model(model, state, batch))
         return found if math.isfinite(found) else math.inf
 
