@@ -148,8 +148,11 @@ def target(text: str) -> Change:
     return graph(lambda found: first_call(found).update(target=text))
 
 
-def tree(text: str, context: str = "null") -> Change:
-    spec = json.dumps([1, {"type": text, "context": context, "children_spec": []}])
+def tree(text: str, context: str = "null", inside: bool = False) -> Change:
+    node: dict[str, Any] = {"type": text, "context": context, "children_spec": []}
+    if inside:
+        node = {"type": "builtins.tuple", "context": "null", "children_spec": [node]}
+    spec = json.dumps([1, node])
     return graph(lambda found: found["graph_module"]["module_call_graph"][0]["signature"].update(out_spec=spec))
 
 
@@ -173,6 +176,9 @@ REFUSED: dict[str, tuple[Change, str]] = {
         graph(lambda found: first_call(found)["inputs"][0].update(name=f"x=({SYSTEM})")), " as name",
     ),
     "a container that is imported": (tree("collections.defaultdict", '{"default_factory_module": "os"}'), "out_spec"),
+    "a container inside another": (
+        tree("collections.defaultdict", '{"default_factory_module": "os"}', inside=True), "out_spec",
+    ),
     "an enum that is imported": (tree("builtins.dict", '[{"__enum__": true, "fqn": "os:path"}]'), "out_spec"),
 }  # fmt: skip
 
@@ -211,6 +217,18 @@ def test_guards_are_not_run(program: Path) -> None:
 def test_other_parts_are_refused(program: Path) -> None:
     rewritten(program, lambda name, data: data, **{"data/aotinductor/model/run.so": b"\x7fELF"})
     with pytest.raises(CheckpointError, match=r"file brings: it holds data/aotinductor/model/run\.so"):
+        load_model("a.pt2")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_part_that_stands_twice_is_refused(program: Path) -> None:
+    """Readers differ in which of two they take, so what was looked through need not be what is loaded."""
+    with zipfile.ZipFile(program) as file:
+        name = next(name for name in file.namelist() if name.endswith("models/model.json"))
+        data = file.read(name)
+    with zipfile.ZipFile(program, "a") as file:
+        file.writestr(name, data)
+    with pytest.raises(CheckpointError, match=r"the file brings: it holds models/model\.json twice"):
         load_model("a.pt2")
 
 

@@ -13,6 +13,7 @@ import json
 import pickle
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,6 +50,9 @@ def unsafe(file: zipfile.ZipFile) -> str | None:
     odd = [name for name in file.namelist() if not PARTS.fullmatch(name.removeprefix(root))]
     if odd:
         return f"it holds {odd[0].removeprefix(root)}"
+    twice = [name for name, count in Counter(file.namelist()).items() if count > 1]
+    if twice:  # readers differ in which they take
+        return f"it holds {twice[0].removeprefix(root)} twice"
     for kind in ("weights", "constants"):
         table = json.loads(file.read(f"{root}data/{kind}/model_{kind}_config.json"))["config"]
         pickled = [name for name, entry in table.items() if entry["use_pickle"] or not _raw(entry["path_name"])]
