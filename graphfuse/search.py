@@ -54,7 +54,7 @@ CALIBRATIONS: tuple[Settings, ...] = (
     {"method": "regmean"},
 )
 HOLDOUT = 0.2
-TRYING = 0.5
+TRYING = 0.25
 """Share of the time budget that trying may take; the rest is for the final run and its refinement."""
 
 

@@ -18,6 +18,7 @@ from graphfuse.config import FuseConfig, RefineConfig
 from graphfuse.errors import ConfigError, DataError
 from graphfuse.lockstep import Batch, parted
 from graphfuse.refine import finetune, refine_maps
+from graphfuse.refine.loop import Budget, peak_share
 from graphfuse.teacher import Teacher, held_out, run_model
 from graphfuse.transport.solvers import differentiable
 
@@ -110,6 +111,14 @@ def test_a_time_budget_ends_a_descent() -> None:
     assert 0 < found["steps"] < 100_000
 
 
+def test_the_step_size_has_fallen_when_the_time_is_over() -> None:
+    budget = Budget(steps=100_000, seconds=10.0)
+    shares = [peak_share(step, budget, step / 10) for step in range(100)]  # ten steps a second: a hundred will fit
+    assert shares[5] < shares[10] > shares[50] > shares[99]
+    assert shares[99] < 0.01
+    assert peak_share(99, Budget(steps=100), 1e9) == peak_share(99, Budget(steps=100, seconds=1e9), 1.0)
+
+
 def test_couplings_of_scores_have_gradients_and_marginals() -> None:
     scores = torch.randn(2, 4, 6, requires_grad=True)
     plan = differentiable(scores, 0.3, rounds=200)
@@ -157,7 +166,7 @@ def test_finetuning_trains_a_copy() -> None:
 
 def test_auto_tries_chooses_the_best_and_says_so() -> None:
     models: list[nn.Module] = [net(1), net(2)]
-    config = {"method": "auto", "budget": 60, "refine": {"steps": 30, "rate": 0.01}}
+    config = {"method": "auto", "budget": 600, "refine": {"steps": 30, "rate": 0.01}}
     result = graphfuse.fuse(models, data=inputs(8), config=config)
     tried = result.report["tried"]
     scores = [entry["score"] for entry in tried]
@@ -172,7 +181,7 @@ def test_auto_tries_chooses_the_best_and_says_so() -> None:
 
 def test_auto_obeys_the_users_score_and_says_what_failed() -> None:
     models: list[nn.Module] = [net(1), net(2, width=20)]  # cannot be averaged unaligned
-    config = {"method": "auto", "budget": 60, "refine": {"steps": 1}}
+    config = {"method": "auto", "budget": 600, "refine": {"steps": 1}}
     result = graphfuse.fuse(models, data=inputs(8), config=config, score=lambda m: -float(m(inputs()[0]).abs().sum()))
     failed = [entry for entry in result.report["tried"] if entry["score"] is None]
     assert len(failed) == 1 and "is not to be aligned" in failed[0]["reason"]

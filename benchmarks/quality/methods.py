@@ -159,7 +159,7 @@ def _fusions(method: Method, bench: Bench, stages: Sequence[str]) -> dict[str, C
     needed |= set(FUSED) if "tuned" in stages else set()
     for stage in (stage for stage in FUSED if stage in method.stages):
         if stage in needed:
-            more = Config() if method.whole else _extra(stage, bench)
+            more = _told(bench) if method.whole else _extra(stage, bench)
             try:
                 results[stage], found[stage] = _best(bench, [{**config, **more} for config in method.configs])
             except Skipped as reason:
@@ -177,11 +177,15 @@ def _fusions(method: Method, bench: Bench, stages: Sequence[str]) -> dict[str, C
     return found
 
 
+def _told(bench: Bench) -> Config:
+    """What a refinement is told: targets of labelled data are classes, so outputs are logits."""
+    return {"refine": {"loss": "divergence" if bench.labelled else "squared"}}
+
+
 def _extra(stage: str, bench: Bench) -> Config:
-    """What a stage adds to the config of a method; targets of labelled data are classes, so outputs are logits."""
-    loss = "divergence" if bench.labelled else "squared"
+    """What a stage adds to the config of a method."""
     extra: dict[str, Config] = {"oneshot": {"calibrate": BARE}, "calibrated": {}}
-    return extra.get(stage, {"samples": REFINE, "refine": {"what": "weights", "loss": loss}})
+    return extra.get(stage, {"samples": REFINE, "refine": {"what": "weights", **_told(bench)["refine"]}})
 
 
 def _best(bench: Bench, configs: Sequence[Config]) -> tuple[FuseResult, Cell]:

@@ -69,7 +69,9 @@ def descend(
     began = time.perf_counter()
     tensors = [tensor for some, _ in groups for tensor in some]
     optimiser = torch.optim.Adam([{"params": list(some), "lr": rate} for some, rate in groups], betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _share(step, budget.steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: peak_share(step, budget, time.perf_counter() - began)
+    )
     best = _Best(tensors, judge)
     every, done, losses = max(1, budget.steps // CHECKS), 0, [0.0]
     for step in range(budget.steps):
@@ -114,8 +116,11 @@ class _Best:
         return [tensor.detach().clone() for tensor in self.tensors]
 
 
-def _share(step: int, steps: int) -> float:
-    """The step size as a share of its peak."""
+def peak_share(step: int, budget: Budget, seconds: float) -> float:
+    """The step size as a share of its peak; steps that will not fit in the time do not count."""
+    steps = budget.steps
+    if budget.seconds is not None and step:
+        steps = min(steps, max(step + 1, round(step * budget.seconds / max(seconds, 1e-9))))
     warm = max(1, round(WARM * steps))
     if step < warm:
         return (step + 1) / warm
