@@ -187,6 +187,12 @@ def test_auto_obeys_the_users_score_and_says_what_failed() -> None:
     assert len(failed) == 1 and "is not to be aligned" in failed[0]["reason"]
 
 
+def test_auto_tries_no_more_than_its_budget_allows() -> None:
+    config = {"method": "auto", "budget": 1e-3}
+    result = graphfuse.fuse([net(1), net(2)], data=inputs(), config=config)
+    assert len(result.report["tried"]) == 1 and result.report["refinement"] == {}
+
+
 def test_auto_without_data_compares_weights() -> None:
     result = graphfuse.fuse([net(1), net(2)], inputs()[0], config={"method": "auto"})
     tried = result.report["tried"]

@@ -5,13 +5,25 @@ A cross-section runs with every test run, all of them with ``make zoo``.
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
+from helpers import assert_same
+from test_align import scaled
+from torch import nn
 from zoo.ledger import KNOWN
 from zoo.libraries import missing
 from zoo.models import Entry, entries
 
 import graphfuse
+from graphfuse.alignment import match, prepare
+from graphfuse.average import average
+from graphfuse.capture import state_of
+from graphfuse.config import FuseConfig
+from graphfuse.permutations import permuted, sample
 
 pytestmark = [
     pytest.mark.skipif(bool(missing()), reason=f"needs graphfuse[zoo]: {', '.join(missing())}"),
@@ -38,6 +50,44 @@ def test_what_is_called_free_is_free_and_nothing_is_lost(entry: Entry) -> None:
     result = graphfuse.verify(graph, trials=1, classes=True)
     assert result.ok, result
     assert result.sensitivity > 0.3, result
+
+
+DRIVERS: dict[str, dict[str, Any]] = {
+    "sweeps": {},
+    "flow": {"driver": "flow"},
+    "free heads": {"driver": "flow", "flow": {"heads": "free", "qk": "separate", "residual": "no_residual"}},
+    "barycenter": {"scheme": "barycenter"},
+    "cycle": {"scheme": "cycle"},
+}
+SMALL = ("gpt2", "llama", "attention", "mixer")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        pytest.param(entry, id=entry.name, marks=() if entry.name.partition("/")[2] in SMALL else pytest.mark.zoo)
+        for entry in ENTRIES
+    ],
+)
+def test_every_driver_brings_permuted_copies_back(entry: Entry) -> None:
+    """By weights, exactly; so their average is the model itself."""
+    torch.manual_seed(0)
+    model, args, kwargs = entry.build()
+    graph = graphfuse.trace(scaled(model), args, kwargs, outputs=entry.outputs)
+    models, wanted = [model], dict(state_of(model))
+    for seed in (1, 2):
+        other: nn.Module = copy.deepcopy(model)
+        maps = sample(graph, torch.Generator().manual_seed(seed))
+        other.load_state_dict(permuted(graph, state_of(model), maps), strict=False)
+        models.append(other)
+    assert any(not torch.equal(value, wanted[name]) for name, value in state_of(models[1]).items())
+    config = {"method": "weights", "symmetry": "permutation", "outputs": entry.outputs}
+    prepared = prepare(models, args, kwargs, config=config)
+    for driver in DRIVERS.values():
+        found = match(replace(prepared, config=FuseConfig.parse({**config, **driver})))
+        for k in (1, 2):
+            assert_same(found.apply(state_of(models[k]), k), wanted, 0)
+        assert_same(dict(average(prepared, found, (1 / 3,) * 3)), wanted, 1e-5)
 
 
 def test_the_ledger_names_models_of_the_zoo() -> None:

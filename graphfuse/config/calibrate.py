@@ -44,7 +44,8 @@ class CalibrateConfig(Settings):
     sensitivity: float = Field(
         0.5, ge=0, le=1,
         description="Method least_squares: how much a row counts, the squared gradient of the target model's outputs "
-        "to this power. 0: all rows count the same, and no gradient is computed.",
+        "to this power. 0: all rows count the same, and no gradient is computed. Source: the diagonal of the "
+        "Gauss-Newton matrix (Martens, New insights and perspectives on the natural gradient method, JMLR 2020).",
     )  # fmt: skip
 
     @property

@@ -83,7 +83,7 @@ class Window(Settings):
 
 
 class LossFilter(Settings):
-    """Only inputs of which the models are sure enough; needs no labels."""
+    """Only inputs of which the models are sure enough; needs no labels. Source: see filter.loss."""
 
     below: float = Field(
         gt=0, le=1, description="Share of the inputs that is kept: those of the lowest score, averaged over the models."

@@ -35,13 +35,15 @@ class FuseConfig(Settings):
         "calibrated, comes nearest to the models' mean outputs on held-out inputs (without calibration: the sweep by "
         "which the average does). default: both when data is given (activations where a filter or cost speaks of "
         "them, and with driver flow), else weights. auto: all of these and more are tried within the time budget, "
-        "scored on held-out inputs, and the best is refined.",
+        "scored on held-out inputs, and the best is refined. Source: for both kinds of evidence, Singh and Jaggi "
+        "(arXiv 1910.05653) and Git Re-Basin (arXiv 2209.04836), section 3.",
     )
     budget: float = Field(120, gt=0, description="Seconds that method auto may take, roughly.")
     symmetry: Literal["permutation", "full"] = Field(
         "full",
         description="Which maps are considered. permutation: units are matched with units; full: axes between norms "
-        "and inside attention heads are rotated where their class allows it (gains of norms are folded first).",
+        "and inside attention heads are rotated where their class allows it (gains of norms are folded first). Source: "
+        "Schönemann's Procrustes problem (Psychometrika 1966); for folding, SliceGPT (arXiv 2401.15024), section 3.",
     )
     scaling: bool = Field(
         False,
@@ -60,14 +62,17 @@ class FuseConfig(Settings):
     driver: Driver = Field(
         "coordinate",
         description="coordinate: one map for each axis, from all that it touches, in sweeps; flow: maps on edges, one "
-        "pass in the order of the graph, each from what its producer alone shows (symmetry is then permutation).",
+        "pass in the order of the graph, each from what its producer alone shows (symmetry is then permutation). "
+        "Source: Git Re-Basin (arXiv 2209.04836), algorithm 1; for flow, Imfeld et al. (arXiv 2310.05719), section 4.",
     )
     flow: FlowConfig = section(FlowConfig, "How maps flow when driver is flow.")
     solver: Solver = Field(
         "assignment",
         description="assignment: one to one (exact optimal transport where the widths differ); emd: exact optimal "
         "transport; sinkhorn: entropic optimal transport in the log domain; unbalanced: entropic, with marginals that "
-        "are only held by a penalty; partial: exact for the share of the mass that matches best, the rest spread out.",
+        "are only held by a penalty; partial: exact for the share of the mass that matches best, the rest spread out. "
+        "Source: Peyré and Cuturi, Computational Optimal Transport (2019), sections 3.5, 4.4 and 10.2; for partial, "
+        "see share.",
     )
     regularization: float = Field(
         0.05, gt=0, description="Entropic regularisation of solvers sinkhorn and unbalanced, as scale says."
@@ -92,7 +97,8 @@ class FuseConfig(Settings):
     metric: Metric = Field(
         "auto",
         description="How two units are compared. auto: correlation for activations (euclidean where cost.activations "
-        "says what is done to them), squared distance for weights.",
+        "says what is done to them), squared distance for weights. Source: for correlation, Li et al., Convergent "
+        "Learning (arXiv 1511.07543); for distances, Singh and Jaggi (arXiv 1910.05653).",
     )
     blend: float = Field(
         0.5, ge=0, le=1, description="Share of the activations in method blend; the rest are the weights."
@@ -101,7 +107,8 @@ class FuseConfig(Settings):
     anneal: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.1, 0.05, 0.02, 0.01),
         description="Entropic regularisation of the first sweeps when matching by weights, one for each; they keep "
-        "early mistakes from being locked in. Empty: none.",
+        "early mistakes from being locked in. Empty: none. Source: Gold and Rangarajan, A graduated assignment "
+        "algorithm for graph matching (PAMI 1996).",
     )
     tolerance: float = Field(
         1e-6, ge=0, description="A sweep that raises the objective by less than this share is the last one."
@@ -111,7 +118,9 @@ class FuseConfig(Settings):
         "anchor",
         description="How several models are matched. anchor: each with the target. barycenter: each with the mean of "
         "the others, again and again, so that none is privileged; widths may differ. cycle: the same with one-to-one "
-        "maps only (no rotations either), which agree around every cycle of models; refused where that cannot be had.",
+        "maps only (no rotations either), which agree around every cycle of models; refused where that cannot be had. "
+        "Source: Agueh and Carlier, Barycenters in the Wasserstein Space (SIAM J. Math. Anal. 2011); for cycle, "
+        "Crisostomi et al., C2M3 (arXiv 2405.17897).",
     )
     rounds: int = Field(10, ge=1, description="Upper bound of the rounds of schemes barycenter and cycle.")
     keep: float = Field(

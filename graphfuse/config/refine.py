@@ -17,7 +17,9 @@ class RefineConfig(Settings):
     what: Refined = Field(
         "none",
         description="none; maps: the couplings, by straight-through Sinkhorn, and the rotations, before averaging; "
-        "weights: the calibrated weights themselves; both: one after the other.",
+        "weights: the calibrated weights themselves; both: one after the other. Source: Mena et al., Gumbel-Sinkhorn "
+        "(arXiv 1802.08665), and Pena et al., Re-basin via implicit Sinkhorn differentiation (arXiv 2212.12042), for "
+        "maps; Hinton et al., Distilling the knowledge in a neural network (arXiv 1503.02531), for weights.",
     )
     steps: int = Field(200, ge=1, description="Steps of gradient descent for each of maps and weights.")
     seconds: float | None = Field(None, gt=0, description="Stop after this many seconds each; by default no limit.")
@@ -29,10 +31,13 @@ class RefineConfig(Settings):
     loss: Literal["squared", "divergence"] = Field(
         "squared",
         description="squared: error of the outputs relative to their variance; divergence: Kullback-Leibler, for "
-        "outputs that are logits over their last dim.",
+        "outputs that are logits over their last dim. Source: Ba and Caruana (arXiv 1312.6184), section 2; Hinton et "
+        "al. (arXiv 1503.02531), section 2.",
     )
     straight_through: bool = Field(
-        True, description="Maps run as permutations and learn as couplings; if not, they run as couplings, too."
+        True,
+        description="Maps run as permutations and learn as couplings; if not, they run as couplings, too. Source: Git "
+        "Re-Basin (arXiv 2209.04836), section 3.3.",
     )
     temperature: float = Field(0.1, gt=0, description="Entropic regularisation of the couplings while maps learn.")
     holdout: float = Field(

@@ -1,13 +1,15 @@
 """Several models at once: each is matched again and again with the mean of the others, so that none is privileged.
 
-The likeness summed over all pairs rises with every step. Sources: Agueh and Carlier, Barycenters in the Wasserstein
-Space (SIAM J. Math. Anal. 2011), for couplings and other widths; Ainsworth et al., Git Re-Basin (arXiv 2209.04836),
-algorithm 3; Crisostomi et al., C2M3 (arXiv 2405.17897), for one-to-one maps into one common order, which are consistent
-around every cycle: the same sum over pairs, here by coordinate ascent over the models in place of Frank-Wolfe steps.
+By weights, every step of one-to-one maps raises the likeness summed over all pairs. Sources: Agueh and Carlier,
+Barycenters in the Wasserstein Space (SIAM J. Math. Anal. 2011), for couplings and other widths; Ainsworth et al., Git
+Re-Basin (arXiv 2209.04836), algorithm 3; Crisostomi et al., C2M3 (arXiv 2405.17897), for one-to-one maps into one
+common order, which are consistent around every cycle: the same sum over pairs, here by coordinate ascent over the
+models in place of Frank-Wolfe steps.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -43,8 +45,13 @@ def jointly(start: Sequence[Maps], shares: Sequence[float], realign: Realign, ro
     rounds : int
         Upper bound.
     tolerance : float
-        A round that raises the objective, the mean likeness of a model and the mean of the others, by less than this
+        A round that changes the objective, the mean likeness of a model and the mean of the others, by less than this
         share is the last one.
+
+    Notes
+    -----
+    A round's objective is measured while the mean changes, so it may fall although all pairs come nearer. Where not all
+    maps are one to one, a fall is the end nevertheless: means of couplings blur from round to round.
     """
     solutions = [Solution(maps, {}, 0, 0.0) for maps in start]
     best, objectives = tuple(solutions), list[float]()
@@ -55,12 +62,13 @@ def jointly(start: Sequence[Maps], shares: Sequence[float], realign: Realign, ro
             if any(others):
                 solutions[k] = realign(k, [found.maps for found in solutions], others)
         value = sum(share * found.objective for share, found in zip(shares, solutions, strict=True))
-        if objectives and value < objectives[-1]:
+        change = value - objectives[-1] if objectives else math.inf
+        if change < 0 and any(not map.hard for found in solutions for map in found.maps.values()):
             break
-        rising = not objectives or value - objectives[-1] > tolerance * abs(value)
         objectives.append(value)
         best = tuple(solutions)
-        if not rising or all(_same(one, two.maps) for one, two in zip(before, solutions, strict=True)):
+        still = all(_same(one, two.maps) for one, two in zip(before, solutions, strict=True))
+        if still or abs(change) <= tolerance * abs(value):
             break
     return Joint(best, tuple(objectives))
 
