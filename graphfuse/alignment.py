@@ -22,11 +22,12 @@ from graphfuse.gauge import Elements, normal_forms, turned_back
 from graphfuse.lockstep import Lockstep, first
 from graphfuse.maps import identity
 from graphfuse.prepared import Prepared, Progress, prepare
+from graphfuse.scratch import Scratch
 from graphfuse.symmetry import Axis, TensorLabel
 from graphfuse.teacher import Teacher
 from graphfuse.together import Together
 from graphfuse.transport.circuit import wire
-from graphfuse.transport.coordinate import Solution, coordinate
+from graphfuse.transport.coordinate import Solution, coordinate, room_for
 from graphfuse.transport.flow import flow, places_of
 from graphfuse.transport.wires import Wire, Wiring
 
@@ -53,7 +54,8 @@ def match(prepared: Prepared, progress: Progress | None = None, judge: Judge | N
     solutions: dict[int, Solution] = {}
     for done, k in enumerate((k for k in range(count) if k != target), start=2):
         _check_still(prepared, task.still, k)
-        found = _solved(task, k, notes, progress)
+        with Scratch(room_for(task.problems[k])) as scratch:
+            found = _solved(task, k, notes, progress, scratch)
         found = found if judge else found[:2]
         solutions[k] = _best(task, k, found, judge, progress)
         _log(task, k, solutions[k], found)
@@ -207,7 +209,7 @@ def _problem(relation: Correspondence, wiring: Wiring, k: int) -> Problem:
     return Problem(axes, wiring.sizes(relation.sizes[relation.target]), wiring.sizes(relation.sizes[k]))
 
 
-def _solved(task: _Task, k: int, notes: list[str], progress: Progress | None) -> list[Solution]:
+def _solved(task: _Task, k: int, notes: list[str], progress: Progress | None, scratch: Scratch) -> list[Solution]:
     """The maps of one model: one solution; of method both one for each start of the sweeps, and the first start."""
     prepared, problem, wiring = task.prepared, task.problems[k], task.own[k]
     config, target, method = prepared.config, prepared.correspondence.target, prepared.method
@@ -221,7 +223,7 @@ def _solved(task: _Task, k: int, notes: list[str], progress: Progress | None) ->
     parameters, states = _parameters(prepared, wiring, k), prepared.states
     weights = WeightEvidence(problem, parameters, states[target], states[k], rows)
     comparison = Comparison.of(config, method, pair, prepared.data, _shown(prepared, wiring, pair), progress)
-    evidence, importance = comparison.evidence(problem, weights, pair)
+    evidence, importance = comparison.evidence(problem, weights, pair, scratch)
     if flows:
         sizes = magnitudes(problem, pair, prepared.data, spots, states[target]) if pair is not None else {}
         return [flow(problem, wiring, evidence, config, config.metric_for(method), sizes, importance)]

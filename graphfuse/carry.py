@@ -109,11 +109,13 @@ def movable(dims: Layout, maps: Maps) -> bool:
     return True
 
 
-def slots_of(cell: Cell, consumed: Sequence[bool], maps: Maps, gains: Sequence[bool] = ()) -> list[Slot]:
-    """For each dimension of a cell, its map and the dimensions that the map depends on."""
+def slots_of(
+    cell: Cell, consumed: Sequence[bool], maps: Maps, gains: Sequence[bool] = (), keep: Collection[int] = ()
+) -> list[Slot]:
+    """For each dimension of a cell, its map and the dimensions that the map depends on; those to ``keep`` have none."""
     slots = []
     for position, axis in enumerate(cell.axes):
-        found, side = maps.get(axis), consumed[cell.origin[position]]
+        found, side = None if position in keep else maps.get(axis), consumed[cell.origin[position]]
         if found is None:
             slots.append(Slot(position, None, side))
             continue
@@ -176,14 +178,11 @@ def carry(source: Tensor, slots: Sequence[Slot], keep: Collection[int] = ()) -> 
 
 
 def _outermost_first(slots: Sequence[Slot]) -> list[int]:
-    depth: dict[int, int] = {}
+    return sorted(range(len(slots)), key=lambda p: _depth(slots, p))
 
-    def measure(p: int) -> int:
-        if p not in depth:
-            depth[p] = 1 + max((measure(q) for q in slots[p].context), default=0)
-        return depth[p]
 
-    return sorted(range(len(slots)), key=measure)
+def _depth(slots: Sequence[Slot], p: int) -> int:
+    return 1 + max((_depth(slots, q) for q in slots[p].context), default=0)
 
 
 def _members(slot: Slot, known: Mapping[int, Labelled], like: Tensor, dense: bool = False) -> Labelled:

@@ -132,6 +132,7 @@ class Steps:
     def to(self, name: str) -> Any:
         """Run on to a node, which must not come before the last one, and return its value."""
         if name != self._last[0]:
+            self._last = "", None
             for node, value in self._steps:
                 if node.name == name:
                     self._last = name, value
@@ -215,8 +216,7 @@ class Lockstep:
                          f"{batch.count}: their labels are not those of the first batch")  # fmt: skip
         with torch.no_grad():
             for name in common:
-                values = [run.to(place[name]) for run, place in zip(runs, places, strict=True)]
-                yield from self._moments(name, values, names)
+                yield from self._moments(name, [run.to(at[name]) for run, at in zip(runs, places, strict=True)], names)
 
     def tensors(self, batch: Batch) -> dict[str, Tensor]:
         """A batch's tensors by the names of the target's inputs; empty for a batch that is left out."""
@@ -241,6 +241,7 @@ class Lockstep:
             parts = tuple(value[i] if isinstance(value, tuple | list) else value for value in values)
             if dims is not None and all(isinstance(part, Tensor) for part in parts):
                 yield Moment(name, dims, parts, tuple(map(self.resized, names.sizes[1:])))
+            del parts
 
     def graphs(self, batch: Batch) -> tuple[Correspondence, Correspondence] | None:
         """Graphs that fit a batch, related to each other and to the graphs of the examples."""

@@ -123,15 +123,13 @@ class AxisMap:
         """R = diag(1/mu) T, shape (\\*lead, n_A, n_B): for dims that are written."""
         if self.index is not None:
             return _one_hot(self.index, dtype)
-        plan = self.coupling().to(dtype)
-        return plan / _nonzero(plan.sum(-1, keepdim=True))
+        return _divided(self.coupling(), -1, dtype)
 
     def columns(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """C = T diag(1/nu), shape (\\*lead, n_A, n_B): for dims that are contracted away."""
         if self.index is not None:
             return _one_hot(self.index, dtype)
-        plan = self.coupling().to(dtype)
-        return plan / _nonzero(plan.sum(-2, keepdim=True))
+        return _divided(self.coupling(), -2, dtype)
 
     def to(self, device: torch.device | str) -> AxisMap:
         """The same map on another device."""
@@ -183,6 +181,13 @@ def keeping_sum(rotation: Tensor) -> Tensor:
 def _one_hot(index: Tensor, dtype: torch.dtype) -> Tensor:
     n = index.shape[-1]
     return torch.zeros(*index.shape, n, dtype=dtype, device=index.device).scatter_(-1, index.unsqueeze(-1), 1)
+
+
+def _divided(plan: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    """A plan divided by its sums along a dim; no second copy where it is of another dtype."""
+    found = plan.to(dtype)
+    sums = _nonzero(found.sum(dim, keepdim=True))
+    return found / sums if found is plan else found.div_(sums)
 
 
 def _nonzero(mass: Tensor) -> Tensor:

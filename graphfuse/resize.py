@@ -28,6 +28,7 @@ from graphfuse.errors import CorrespondenceError
 from graphfuse.lockstep import Lockstep
 from graphfuse.maps import AxisMap
 from graphfuse.matching.stacks import unequal
+from graphfuse.scratch import ROOM, Scratch
 from graphfuse.symmetry import Axis
 from graphfuse.transport.coordinate import marginals
 from graphfuse.transport.family import optimum
@@ -79,7 +80,8 @@ def resize(
     if prepared.forms[1].depth is not None:
         raise _other_depth()
     narrow, wide = relation.sizes
-    maps = _Resizing.of(prepared).maps()
+    with Scratch(ROOM) as scratch:
+        maps = _Resizing.of(prepared, scratch).maps()
     alignment = Alignment(
         target=0,
         method=prepared.method,
@@ -111,7 +113,7 @@ class _Resizing:
     names: Mapping[int, int]  # the model's axis number -> that of the model to be filled
 
     @classmethod
-    def of(cls, prepared: Prepared) -> _Resizing:
+    def of(cls, prepared: Prepared, scratch: Scratch) -> _Resizing:
         """The axes that are free in both models, and what is known of the second one's units."""
         relation, model, state = prepared.correspondence, prepared.models[1], prepared.states[1]
         own = relation.axes[1]
@@ -124,7 +126,7 @@ class _Resizing:
         weights = WeightEvidence(problem, compared(graph, graph.tensors, config), state, state)
         pair = Lockstep([model, model], correspond([graph, graph], 0), [state, state], prepared.lockstep.retrace)
         evidence, importance = Comparison.of(config, prepared.method, pair, prepared.data).evidence(
-            problem, weights, pair
+            problem, weights, pair, scratch
         )
         wanted = {own[axis.id]: axis.size for axis in relation.free}
         return cls(problem, evidence, importance, config, wanted, {other: id for id, other in own.items()})
@@ -169,7 +171,7 @@ class _Resizing:
         while pending:
             for axis in self.evidence.ready(pending, kept):
                 pending.remove(axis)
-                entries = list(self.evidence.moments(axis, kept))
+                entries = self.evidence.moments(axis, kept)
                 inner = {id: values[id] for id in problem.nearest[axis.id] if id in values}
                 shape = (*problem.lead(axis), problem.sizes_a[axis.id], problem.sizes_b[axis.id])
                 if entries or inner:

@@ -17,8 +17,9 @@ from graphfuse.errors import ConfigError
 from graphfuse.lockstep import Lockstep
 from graphfuse.maps import Maps
 from graphfuse.relative import relative
+from graphfuse.scratch import Scratch
 from graphfuse.symmetry import TensorLabel
-from graphfuse.transport.coordinate import Solution, coordinate
+from graphfuse.transport.coordinate import Solution, coordinate, room_for
 from graphfuse.transport.schemes import Joint, jointly
 
 
@@ -68,8 +69,9 @@ class Together:
             self.lockstep.models, relation, self.states, self.lockstep.retrace, self.lockstep.notes,
             known=self.lockstep.known, maps=maps, shares=shares, other=k,
         )  # fmt: skip
-        evidence, importance = self.comparison.evidence(problem, weights, lockstep)
-        found = coordinate(problem, evidence, self.config, self.config.metric_for(method), importance, maps[k])
+        with Scratch(room_for(problem)) as scratch:
+            evidence, importance = self.comparison.evidence(problem, weights, lockstep, scratch)
+            found = coordinate(problem, evidence, self.config, self.config.metric_for(method), importance, maps[k])
         if method != "both":
             return found
         return coordinate(problem, weights, self.config, self.config.metric_for("weights"), importance, found.maps)

@@ -92,7 +92,7 @@ def evidence_of(a: nn.Module, b: nn.Module, data: list[Any], samples: int = 512)
 def first_likeness(a: nn.Module, b: nn.Module, data: list[Any]) -> list[Tensor]:
     problem, evidence = evidence_of(a, b, data)
     (axis, *_) = evidence.ready(list(problem.axes), {})
-    return [likeness(entry, "correlation") for entry in evidence.moments(axis, {})]
+    return [likeness(entry(), "correlation") for entry in evidence.moments(axis, {})]
 
 
 def test_streamed_moments_are_the_correlations_of_all_activations() -> None:
@@ -149,7 +149,7 @@ def test_a_batch_that_cannot_be_traced_is_left_out_with_a_note(monkeypatch: pyte
     evidence.ready(list(problem.axes), {})
     assert len(lockstep.notes) == 1
     assert "left out" in lockstep.notes[0]
-    assert all(entry.count == 1 for axis in problem.axes for entry in evidence.moments(axis, {}))
+    assert all(entry().count == 1 for axis in problem.axes for entry in evidence.moments(axis, {}))
 
 
 def test_tables_without_room_are_collected_in_several_runs_to_the_same_end() -> None:

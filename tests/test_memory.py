@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import tempfile
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,8 +22,11 @@ from graphfuse.aligned import Alignment
 from graphfuse.alignment import match, prepare
 from graphfuse.carry import Labelled, in_source, in_target
 from graphfuse.costs import moments
+from graphfuse.costs.evidence import Problem
 from graphfuse.costs.moments import Measure, gram, likeness, matched_correlation
-from graphfuse.costs.weights import WeightEvidence
+from graphfuse.errors import DataError, OutputError
+from graphfuse.scratch import Scratch
+from graphfuse.transport import coordinate
 from graphfuse.transport.softening import soften
 from graphfuse.transport.solvers import assign, widened
 
@@ -48,29 +53,12 @@ class Held(TorchDispatchMode):
         self.now -= size
 
 
-@contextmanager
-def taking_in(which: list[bool]) -> Iterator[None]:
-    """Writes down what each soft map that might be taken in led to; an empty list forbids it."""
-    real, forbidden = WeightEvidence.takes_in, not which
-
-    def told(self: WeightEvidence, axis: Any, maps: Any, spare: bool) -> bool:
-        found = real(self, axis, maps, spare and not forbidden)
-        which.append(found)
-        return found
-
-    WeightEvidence.takes_in = told
-    try:
-        yield
-    finally:
-        WeightEvidence.takes_in = real
-
-
 def wide(seed: int) -> nn.Module:
     return scaled(MLP((5, 600, 3)), seed)
 
 
 @pytest.mark.parametrize("sweeps", [1, 6])
-def test_matching_by_weights_holds_little_more_than_the_largest_cost(sweeps: int) -> None:
+def test_matching_by_weights_holds_little_more_than_the_largest_cost(sweeps: int, files: list[Any]) -> None:
     """A table in single precision beside one in double: one and a half; the double one is not there as a whole yet."""
     prepared = prepare([wide(1), wide(2)], torch.randn(2, 5), config={"sweeps": sweeps})
     with Held() as held:
@@ -79,8 +67,7 @@ def test_matching_by_weights_holds_little_more_than_the_largest_cost(sweeps: int
     assert largest < held.most < 1.75 * largest
 
 
-def test_activations_are_matched_in_little_more_than_their_moments_and_the_largest_cost() -> None:
-    """Moments of the one wide axis, half a largest cost, turn into its table."""
+def test_activations_are_matched_in_little_more_than_the_largest_cost(files: list[Any]) -> None:
     prepared = prepare([wide(1), wide(2)], data=[torch.randn(32, 5)])
     with Held() as held:
         match(prepared)
@@ -92,19 +79,108 @@ def maps(found: Alignment) -> list[Tensor]:
     return [entry.values for part in found.models for entry in part.maps.values()]
 
 
-def test_maps_that_evidence_takes_in_lead_to_the_same() -> None:
+@pytest.fixture
+def files(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """No table waits in memory; the files in which they do."""
+    monkeypatch.setattr(coordinate, "ROOM", 0)
+    monkeypatch.setattr(Problem, "largest", 0)
+    made, real = list[Any](), tempfile.TemporaryFile
+
+    def make(**options: Any) -> Any:
+        made.append(real(**options))
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", make)
+    return made
+
+
+def deep(seed: int) -> nn.Module:
+    return scaled(MLP((5, 300, 300, 300, 300, 3)), seed)
+
+
+@pytest.mark.parametrize("method", ["weights", "activations"])
+def test_tables_that_wait_are_not_in_memory(
+    method: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """Four axes: half a table of moments for each, or a quarter of a soft plan."""
+    monkeypatch.setattr(moments, "PIECE", 1 << 13)
+    x, largest, most = torch.randn(32, 5), 8 * 300**2, list[float]()
+    config: dict[str, Any] = {"method": method, "sweeps": 4}
+    prepared = prepare([deep(1), deep(2)], data=[x, 2 * x], config=config)
+    for spills in (False, True):
+        files = request.getfixturevalue("files") if spills else []
+        with Held() as held:
+            match(prepared)
+        assert bool(files) == spills
+        most.append(held.most / largest)
+    assert most[1] < 1.75 < 2 < most[0]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"method": "weights"},
+        {"method": "activations"},
+        {"method": "activations", "metric": "euclidean", "solver": "sinkhorn"},
+        {"method": "both"},
+        {"method": "blend", "sweeps": 4},
+        {"method": "activations", "driver": "flow"},
+        {"method": "activations", "cost": {"importance": "activations"}},
+        {"method": "both", "scheme": "cycle"},
+    ],
+    ids=str,
+)
+def test_tables_in_a_file_lead_to_the_same(config: dict[str, Any], request: pytest.FixtureRequest) -> None:
     models, x = [scaled(Decoder(16, 2, 2, 60), seed) for seed in (1, 2)], ids(8, vocabulary=31)
-    prepared = prepare(models, x)
-    seen, never = [True], list[bool]()
-    with taking_in(seen):
-        found = match(prepared)
-    with taking_in(never):
-        plain = match(prepared)
-    assert any(seen[1:]) and not any(never)
+    prepared = prepare(models, data=[x, x.flip(0)], config=config)
+    plain = match(prepared)
+    files = request.getfixturevalue("files")
+    found = match(prepared)
+    assert files and all(file.closed for file in files)
     assert all(torch.equal(a, b) for a, b in zip(maps(found), maps(plain), strict=True))
-    assert all(entry.device.type == "cpu" for entry in maps(found))
     for id, agreement in found.models[1].agreement.items():
         assert agreement.value == pytest.approx(plain.models[1].agreement[id].value, abs=1e-6)
+
+
+def test_the_file_is_gone_after_an_error(files: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    x = torch.randn(8, 5)
+    prepared = prepare([deep(1), deep(2)], data=[x, x / 0], config={"method": "activations"})
+    with pytest.raises(DataError, match="not finite"):
+        match(prepared)
+    assert [file.closed for file in files] == [True] and not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_an_error_that_says_where(
+    files: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: Any) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    prepared = prepare([deep(1), deep(2)], data=[torch.randn(8, 5)], config={"method": "activations"})
+    with pytest.raises(OutputError) as error:
+        match(prepared)
+    assert str(error.value) == (
+        f"tables that matching needs later do not fit into {tmp_path}: No space left on device.\n"
+        "  needed: 0.3 MiB so far\n"
+        "  what to do: make room there, or let TMPDIR name a directory that has it"
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_table_is_read_as_it_was_written(dtype: torch.dtype) -> None:
+    table = torch.randn(7, 3, 5).to(dtype)
+    for room in (None, 0):
+        with Scratch(room) as scratch:
+            places = [scratch.place(table.shape, dtype) for _ in range(3)]
+            assert not places[2].read().any()  # what was never written
+            for k, place in enumerate(places):
+                place.write(table + k)
+            places[1].write(-table[2:4], 2)
+            assert torch.equal(places[0].read(), table) and torch.equal(places[2].read(3, 5), table[3:5] + 2)
+            assert torch.equal(places[1].read(1, 4), torch.cat([table[1:2] + 1, -table[2:4]]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from graphfuse.capture import state_of
 from graphfuse.carry import carry
 from graphfuse.cells import Cell, cells
 from graphfuse.config import Activations, CostConfig
-from graphfuse.costs.evidence import Evidence, Problem, judges, slots_for
+from graphfuse.costs.evidence import Entry, Evidence, Problem, judges, slots_for
 from graphfuse.costs.filters import Keep, Selection, chosen
-from graphfuse.costs.ground import evened
-from graphfuse.costs.moments import Moments, gram
+from graphfuse.costs.ground import evened, evened_units
+from graphfuse.costs.moments import Moments, as_family, gram, piece_of, table_shape
 from graphfuse.costs.sites import sites
 from graphfuse.errors import DataError
 from graphfuse.lockstep import Batch, Lockstep, Moment
 from graphfuse.maps import Maps
+from graphfuse.scratch import Place, Scratch
 from graphfuse.symmetry import Axis
 
 Progress = Callable[[str, int, int], None]
@@ -51,10 +53,8 @@ class ActivationEvidence:
         Where units are looked at, and what is done to their activations.
     selection : Selection, optional
         Which inputs and tokens count.
-
-    Notes
-    -----
-    Tables that would together take more memory than the two models are collected in several runs over the data.
+    scratch : Scratch, optional
+        Where cross moments lie while they are not added to; by default in memory.
     """
 
     repeats = False
@@ -71,6 +71,7 @@ class ActivationEvidence:
         shown_at: Mapping[int, Sequence[str]] | None = None,
         *,
         keep: bool = False,
+        scratch: Scratch | None = None,
     ) -> None:
         self.problem = problem
         self._lockstep, self._data, self._fallback, self._progress = lockstep, data, fallback, progress
@@ -80,9 +81,8 @@ class ActivationEvidence:
         known = sites(graph, cost.site if cost else "pre") if shown_at is None else shown_at
         self._sites = {axis.id: known.get(axis.id, ()) for axis in problem.axes}
         self._order = {node.name: i for i, node in enumerate(graph.captured.graph.nodes)}
-        states = lockstep.states or [state_of(model) for model in lockstep.models]
-        self.room = sum(x.numel() * x.element_size() for state in states for x in state.values())
-        self._seen: dict[int, dict[tuple[str, int], Moments]] = {}
+        self._scratch = scratch or Scratch()
+        self._seen: dict[int, dict[tuple[str, int], _Seen]] = {}
 
     def ready(self, pending: Sequence[Axis], maps: Maps) -> Sequence[Axis]:
         """Axes whose inner axes are solved and whose activations were seen; runs the models if there are none."""
@@ -91,15 +91,14 @@ class ActivationEvidence:
         done = [axis for axis in open_axes if axis.id in self._seen]
         nodes = {axis.id: self._shown(axis, maps) for axis in open_axes}
         todo = [axis for axis in open_axes if nodes[axis.id]]
-        while todo and not done:
-            part = self._affordable(todo, nodes)
-            self._collect(part, maps, {name for axis in part for name in nodes[axis.id]})
-            todo = [axis for axis in todo if axis not in part]
-            done = [axis for axis in part if axis.id in self._seen]
+        if todo and not done:
+            self._collect(todo, maps, {name for axis in todo for name in nodes[axis.id]})
+            first = sorted(todo, key=lambda axis: self._order[nodes[axis.id][-1]])
+            done = [axis for axis in first if axis.id in self._seen]
         done = done or [axis for axis in open_axes if self.problem.inner[axis.id]]
         return done or self._fallback.ready(open_axes, maps)
 
-    def moments(self, axis: Axis, maps: Maps) -> Sequence[Moments]:
+    def moments(self, axis: Axis, maps: Maps) -> list[Entry]:
         """One entry for each node that shows the axis, of equal total variance; weights where none does.
 
         Blocks along the axis' own dim (queries and keys of one projection) are entries of their own. Blocks along
@@ -108,16 +107,17 @@ class ActivationEvidence:
         """
         found = self._seen.get(axis.id) if self._keep else self._seen.pop(axis.id, None)
         if found:
-            return [evened(entry.copied() if self._keep else entry, self._kind) for entry in found.values()]
+            return [partial(self._entry, seen) for seen in found.values()]
         return [] if self.problem.inner[axis.id] else self._fallback.moments(axis, maps)
 
-    def takes_in(self, axis: Axis, maps: Maps, spare: bool) -> bool:
-        """Never."""
-        return False
+    def _entry(self, seen: _Seen) -> Moments:
+        cross = seen.cross()
+        cross = cross.clone() if self._keep and seen.place.in_memory else cross
+        return evened(replace(seen.moments, cross=cross), self._kind)
 
     def norms(self, axis: Axis) -> tuple[Tensor, Tensor] | None:
         """Root mean square activations; None for an axis that no activation shows by itself."""
-        entries = [evened(entry.copied()) for entry in self._seen.get(axis.id, {}).values()]
+        entries = [evened_units(seen.moments) for seen in self._seen.get(axis.id, {}).values()]
         if not entries:
             return None
         left = torch.stack([entry.square_a + entry.mean_a.square() for entry in entries]).mean(0)
@@ -129,17 +129,6 @@ class ActivationEvidence:
         shared = self._lockstep.shared
         return [name for name in self._sites[axis.id] if name in shared and self._shows(name, axis, maps)]
 
-    def _affordable(self, axes: Sequence[Axis], nodes: Mapping[int, Sequence[str]]) -> list[Axis]:
-        """The first axes of the graph whose tables have room together; at least one."""
-        chosen, size = list[Axis](), 0
-        for axis in sorted(axes, key=lambda axis: self._order[nodes[axis.id][-1]]):
-            units = self.problem.sizes_a[axis.id] * self.problem.sizes_b[axis.id]
-            size += 4 * len(nodes[axis.id]) * math.prod(self.problem.lead(axis)) * units
-            if chosen and size > self.room:
-                break
-            chosen.append(axis)
-        return chosen
-
     def _collect(self, wanted: Sequence[Axis], maps: Maps, nodes: Collection[str]) -> None:
         """One run over the data for axes that can be judged at these nodes, given the maps so far."""
         axes = {axis.id: axis for axis in wanted}
@@ -149,6 +138,7 @@ class ActivationEvidence:
                 if keeps is None:
                     keeps = self._keeps(i, batch, moment)
                 self._observe(moment, axes, maps, keeps)
+                del moment  # its values would be held until the next one is there
             if self._progress is not None:
                 self._progress("activations", i + 1, len(self._data))
 
@@ -179,15 +169,8 @@ class ActivationEvidence:
             for position, id in enumerate(cell.axes if cell is not None else ()):
                 known = id in axes and moment.node in self._sites[id]
                 if cell is not None and known and judges(cell.axes, position, self.problem, maps):
-                    found = self._gram(cell, consumed, axes[id], position, maps)
-                    if not bool(torch.isfinite(found.square_a.sum() + found.square_b.sum())):
-                        raise DataError(
-                            f"activations at {moment.node!r} are not finite on this data.\n"
-                            "  what to do: look for NaN or infinite values in the inputs and in the weights"
-                        )
-                    seen = self._seen.setdefault(id, {})
                     place = moment.node, _start(whole, pair[0], _same_place(whole, cell, position))
-                    seen[place] = found.merge(seen.get(place))
+                    self._add(place, cell, consumed, axes[id], position, maps)
 
     def _apart(self, cell: Cell) -> set[int]:
         """Positions of the fixed axes that maps of a cell's axes depend on."""
@@ -195,10 +178,55 @@ class ActivationEvidence:
         keys = {key for id in cell.axes if id in moving for key in self.problem.along(moving[id])}
         return {p for p, id in enumerate(cell.axes) if id in keys}
 
-    def _gram(self, cell: Cell, consumed: Sequence[bool], axis: Axis, position: int, maps: Maps) -> Moments:
+    def _add(
+        self, place: tuple[str, int], cell: Cell, consumed: Sequence[bool], axis: Axis, position: int, maps: Maps
+    ) -> None:
+        """Moments of a cell added to those seen at a place; what lies in the file, for some units at a time."""
         slots, along, context = slots_for(cell, consumed, axis, position, self.problem, maps)
         left, right = cell.views
-        return gram(left, carry(right, slots, {position, *context}), position, along, context)
+        carried = carry(right, slots, {position, *context})
+        seen = self._seen.setdefault(axis.id, {})
+        if place not in seen:
+            seen[place] = self._blank(axis, torch.promote_types(left.dtype, right.dtype), left.device)
+        before, where = seen[place].moments, seen[place].place
+        units = left.shape[position]
+        apart = not (where.in_memory or along or context)
+        step = max(1, piece_of(self.problem.largest) // where.shape[-1]) if apart else units
+        parts = []
+        for start in range(0, units, step):
+            size = min(step, units - start)
+            table = where.read(start, start + size) if size < units else where.read()
+            part = before.units_of_a(start, as_family(table, len(context)))
+            found = gram(left.narrow(position, start, size), carried, position, along, context, total=part)
+            where.write(table, start)
+            parts.append(replace(found, cross=before.cross))  # not to hold what was read
+        total = Moments.joined(parts, before.cross)
+        if not bool(torch.isfinite(total.square_a.sum() + total.square_b.sum())):
+            raise DataError(
+                f"activations at {place[0]!r} are not finite on this data.\n"
+                "  what to do: look for NaN or infinite values in the inputs and in the weights"
+            )
+        seen[place] = replace(seen[place], moments=total)
+
+    def _blank(self, axis: Axis, kind: torch.dtype, device: torch.device) -> _Seen:
+        """No moments yet, and room for them."""
+        lead, contexts = self.problem.lead(axis), len(self.problem.context(axis))
+        n, m = self.problem.sizes_a[axis.id], self.problem.sizes_b[axis.id]
+        place = self._scratch.place(table_shape(lead, contexts, n, m), kind, device)
+        return _Seen(Moments.none(torch.empty(1, device=device).expand(*lead, n, m)), place, contexts)
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """Moments of an axis at one place, whose cross moments lie elsewhere."""
+
+    moments: Moments
+    place: Place
+    contexts: int
+
+    def cross(self) -> Tensor:
+        """The cross moments, read."""
+        return as_family(self.place.read(), self.contexts)
 
 
 def _same_place(whole: Cell, part: Cell, position: int) -> int:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from torch import Tensor
 
-from graphfuse.costs.evidence import Evidence
+from graphfuse.costs.evidence import Entry, Evidence
 from graphfuse.costs.moments import Moments
 from graphfuse.maps import Maps
 from graphfuse.symmetry import Axis
@@ -32,18 +33,18 @@ class BlendEvidence:
         """As the activations have it."""
         return self._sources[0][0].ready(pending, maps)
 
-    def moments(self, axis: Axis, maps: Maps) -> Sequence[Moments]:
-        """Moments of both; each source's entries share its weight."""
-        found: list[Moments] = []
+    def moments(self, axis: Axis, maps: Maps) -> list[Entry]:
+        """Entries of both; each source's share its weight."""
+        found: list[Entry] = []
         for source, share in self._sources:
             entries = source.moments(axis, maps) if share > 0 else []
-            found += [replace(entry, weight=share / len(entries)) for entry in entries]
+            found += [partial(_weighing, entry, share / len(entries)) for entry in entries]
         return found
-
-    def takes_in(self, axis: Axis, maps: Maps, spare: bool) -> bool:
-        """Never."""
-        return False
 
     def norms(self, axis: Axis) -> tuple[Tensor, Tensor] | None:
         """As the activations have it, else as the weights do."""
         return self._sources[0][0].norms(axis) or self._sources[1][0].norms(axis)
+
+
+def _weighing(entry: Entry, weight: float) -> Moments:
+    return replace(entry(), weight=weight)

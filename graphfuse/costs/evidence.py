@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -76,11 +77,24 @@ class Problem:
             *(self.sizes_b[key] for key in context),
         )
 
+    def entries(self, axis: Axis) -> int:
+        """How many entries the table of an axis has, in all members of its family."""
+        return math.prod(self.lead(axis)) * self.sizes_a[axis.id] * self.sizes_b[axis.id]
+
+    @cached_property
+    def largest(self) -> int:
+        """Entries of the largest table."""
+        return max(map(self.entries, self.axes), default=0)
+
     def start(self, axis: Axis) -> AxisMap:
         """The map that keeps the order of the units."""
         return proportional(
             axis.id, self.sizes_a[axis.id], self.sizes_b[axis.id], self.lead(axis), self.context(axis), self.along(axis)
         )
+
+
+Entry = Callable[[], Moments]
+"""Makes the moments of one body of evidence, to be called once; they are the caller's, to be written over."""
 
 
 class Evidence(Protocol):
@@ -93,18 +107,8 @@ class Evidence(Protocol):
         """Of the axes that have no map yet (never empty), those to be solved next, at least one."""
         ...
 
-    def moments(self, axis: Axis, maps: Maps) -> Sequence[Moments]:
-        """Moments of an axis' units: one for each body of evidence to be judged by itself, none where there is none.
-
-        They are the caller's, to be written over.
-        """
-        ...
-
-    def takes_in(self, axis: Axis, maps: Maps, spare: bool) -> bool:
-        """Told that an axis has a new map: whether this keeps all that it will need of the map, which can then go.
-
-        If not ``spare``, the map is needed by others in any case.
-        """
+    def moments(self, axis: Axis, maps: Maps) -> list[Entry]:
+        """One entry for each body of evidence to be judged by itself, none where there is none."""
         ...
 
     def norms(self, axis: Axis) -> tuple[Tensor, Tensor] | None:
@@ -118,11 +122,13 @@ class Evidence(Protocol):
 def slots_for(
     cell: Cell, consumed: Sequence[bool], axis: Axis, position: int, problem: Problem, maps: Maps
 ) -> tuple[list[Slot], tuple[int, ...], tuple[int, ...]]:
-    """Slots of a cell, and where the fixed and the free axes stand that the axis at this position depends on."""
-    slots = slots_of(cell, consumed, maps)
+    """Slots of a cell, and where the fixed and the free axes stand that the axis at this position depends on.
+
+    These and the axis itself are not to be carried, so their slots have no maps.
+    """
     along = tuple(cell.along(position, key) for key in problem.along(axis))
     context = tuple(cell.along(position, key) for key in problem.context(axis))
-    return slots, along, context
+    return slots_of(cell, consumed, maps, keep={position, *context}), along, context
 
 
 def judges(cell_axes: Sequence[int], position: int, problem: Problem, resolved: Iterable[int]) -> bool:

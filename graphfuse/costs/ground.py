@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -18,27 +20,41 @@ def evened(moments: Moments, kind: Activations = "raw") -> Moments:
     common scale (the mean over the units of both models has variance 1), so that nodes of large values do not outvote
     the others.
     """
-    n = moments.count
-    mean_a, mean_b = moments.mean_a, moments.mean_b
-    # what is left of a constant after rounding is no likeness
-    moves_a, moves_b = (
-        moments.square_a > _ROUNDING * n * mean_a.square(),
-        moments.square_b > _ROUNDING * n * mean_b.square(),
-    )
-    square_a, square_b = moments.square_a * moves_a / n, moments.square_b * moves_b / n
-    if kind == "normalised":
-        length_a, length_b = (square_a + mean_a.square()).sqrt(), (square_b + mean_b.square()).sqrt()
-    elif kind == "standardised":
-        length_a, length_b = square_a.sqrt(), square_b.sqrt()
-    else:
-        length_a = length_b = ((square_a.mean() + square_b.mean()) / 2).sqrt()
-    scale_a, scale_b = _inverse(length_a), _inverse(length_b)
+    (moves_a, scale_a), (moves_b, scale_b) = _scales(moments, kind)
+    n, cross = moments.count, moments.cross
+    cross = cross.mul_((moves_a * scale_a / n).to(cross)).mul_((moves_b * scale_b).to(cross))
+    return replace(evened_units(moments, kind), cross=cross)
+
+
+def evened_units(moments: Moments, kind: Activations = "raw") -> Moments:
+    """As :func:`evened`, the cross moments left as they are."""
+    n, mean_a, mean_b = moments.count, moments.mean_a, moments.mean_b
+    (moves_a, scale_a), (moves_b, scale_b) = _scales(moments, kind)
     if kind in ("centred", "standardised"):
         mean_a, mean_b = torch.zeros_like(mean_a), torch.zeros_like(mean_b)
-    cross = moments.cross.mul_((moves_a * scale_a / n).to(moments.cross)).mul_((moves_b * scale_b).to(moments.cross))
     return Moments(
-        1, mean_a * scale_a, mean_b * scale_b, square_a * scale_a.square(), square_b * scale_b.square(), cross
+        1,
+        mean_a * scale_a,
+        mean_b * scale_b,
+        moments.square_a * moves_a / n * scale_a.square(),
+        moments.square_b * moves_b / n * scale_b.square(),
+        moments.cross,
     )
+
+
+def _scales(moments: Moments, kind: Activations) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Of each model: which units vary, and what they are multiplied by."""
+    n, means, squares = moments.count, (moments.mean_a, moments.mean_b), (moments.square_a, moments.square_b)
+    # what is left of a constant after rounding is no likeness
+    moves = [square > _ROUNDING * n * mean.square() for mean, square in zip(means, squares, strict=True)]
+    variances = [square * moved / n for square, moved in zip(squares, moves, strict=True)]
+    if kind == "normalised":
+        lengths = [(variance + mean.square()).sqrt() for mean, variance in zip(means, variances, strict=True)]
+    elif kind == "standardised":
+        lengths = [variance.sqrt() for variance in variances]
+    else:
+        lengths = [((variances[0].mean() + variances[1].mean()) / 2).sqrt()] * 2
+    return (moves[0], _inverse(lengths[0])), (moves[1], _inverse(lengths[1]))
 
 
 def gains(moments: Moments, measure: Measure, config: CostConfig, spend: bool = False) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from graphfuse.carry import Labelled, in_source, in_target
 from graphfuse.config import Measure
 
-PIECE = 1 << 20  # elements of an operand that are copied at a time, or a quarter of what the table has
+PIECE = 1 << 18  # elements of an operand that are copied at a time, or a quarter of what the table has
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,22 +33,49 @@ class Moments:
     cross: Tensor
     weight: float = 1.0
 
-    def merge(self, other: Moments | None) -> Moments:
-        """Moments over the features of both; the two are given up, as their cross moments may be summed in place."""
-        if other is None:
-            return self
+    @classmethod
+    def none(cls, cross: Tensor) -> Moments:
+        """Of no features at all, with these cross moments (zeros) of their own."""
+        wide = _wide(cross)
+        left, right = cross.new_zeros(cross.shape[-2], 1, dtype=wide), cross.new_zeros(1, cross.shape[-1], dtype=wide)
+        return cls(0, left, right, left, right, cross)
+
+    def with_features(self, other: Moments) -> Moments:
+        """Moments over the features of both, where the products of the other's are part of ``cross`` already."""
         count = self.count + other.count
         share = other.count / count
         gap_a, gap_b = other.mean_a - self.mean_a, other.mean_b - self.mean_b
         common = self.count * share
+        cross = self.cross.addcmul_(gap_a.to(self.cross), gap_b.to(self.cross), value=common) if common else self.cross
         return Moments(
             count,
             self.mean_a + share * gap_a,
             self.mean_b + share * gap_b,
             self.square_a + other.square_a + common * gap_a.square(),
             self.square_b + other.square_b + common * gap_b.square(),
-            summed(self.cross, other.cross).addcmul_(gap_a.to(self.cross), gap_b.to(self.cross), value=common),
+            cross,
         )
+
+    def units_of_a(self, start: int, cross: Tensor) -> Moments:
+        """Of some units of A only, from ``start`` on, whose cross moments are these."""
+        mean, square = (x.narrow(-2, start, cross.shape[-2]) for x in (self.mean_a, self.square_a))
+        return replace(self, mean_a=mean, square_a=square, cross=cross)
+
+    def units_of_b(self, start: int, cross: Tensor) -> Moments:
+        """Of some units of B only, from ``start`` on, whose cross moments are these."""
+        mean, square = (x.narrow(-1, start, cross.shape[-1]) for x in (self.mean_b, self.square_b))
+        return replace(self, mean_b=mean, square_b=square, cross=cross)
+
+    @staticmethod
+    def joined(parts: Sequence[Moments], cross: Tensor) -> Moments:
+        """Moments of all units, given those of some of A's (or of B's) at a time, and all cross moments."""
+
+        def all_of(vectors: list[Tensor], dim: int) -> Tensor:
+            return torch.cat(vectors, dim) if sum(x.shape[dim] for x in vectors) == cross.shape[dim] else vectors[0]
+
+        mean_a, square_a = all_of([x.mean_a for x in parts], -2), all_of([x.square_a for x in parts], -2)
+        mean_b, square_b = all_of([x.mean_b for x in parts], -1), all_of([x.square_b for x in parts], -1)
+        return replace(parts[0], mean_a=mean_a, mean_b=mean_b, square_a=square_a, square_b=square_b, cross=cross)
 
     def copied(self) -> Moments:
         """With cross moments of its own."""
@@ -70,17 +97,6 @@ class Moments:
         means, squares = (self.mean_a, self.mean_b), (self.square_a, self.square_b)
         (mean_a, mean_b), (square_a, square_b) = ((a.squeeze(-1), partner(b)) for a, b in (means, squares))
         return Moments(self.count, mean_a, mean_b, square_a, square_b, cross, self.weight)
-
-    def rescaled(self, shift_a: float, scale_a: float, shift_b: float, scale_b: float) -> Moments:
-        """Moments of (x_A - shift_A) scale_A and (x_B - shift_B) scale_B."""
-        return Moments(
-            self.count,
-            (self.mean_a - shift_a) * scale_a,
-            (self.mean_b - shift_b) * scale_b,
-            self.square_a * scale_a**2,
-            self.square_b * scale_b**2,
-            self.cross * (scale_a * scale_b),
-        )
 
 
 def likeness(moments: Moments, measure: Measure, spend: bool = False) -> Tensor:
@@ -159,6 +175,17 @@ class Standard:
     scale_b: float = 1.0
 
 
+def table_shape(lead: Sequence[int], contexts: int, n: int, m: int) -> tuple[int, ...]:
+    """Shape in which a family's cross moments lie in memory: (\\*along, \\*context of A, n_A, \\*context of B, n_B)."""
+    last = len(lead) - contexts
+    return (*lead[:last], n, *lead[last:], m)
+
+
+def as_family(table: Tensor, contexts: int) -> Tensor:
+    """A view of a table of :func:`table_shape` with the units last, as :class:`Moments` have it."""
+    return table.movedim(table.dim() - 2 - contexts, -2)
+
+
 def gram(
     a: Tensor,
     b: Labelled,
@@ -166,6 +193,7 @@ def gram(
     along: Sequence[int],
     context: Sequence[int],
     standard: Standard | None = None,
+    total: Moments | None = None,
 ) -> Moments:
     """Moments along one position of a cell, over all that the cell's other positions run through.
 
@@ -179,46 +207,62 @@ def gram(
         Where the axis stands, and the axes that its map depends on (fixed and free ones).
     standard : Standard, optional
         What both are standardised by.
+    total : Moments, optional
+        Moments of other features, with cross moments as :func:`as_family` gives them: given up, as these are added to
+        them in place.
 
     Returns
     -------
     Moments
         Sums are made piece by piece, so that no copy of the whole operands is held; cross moments have the operands'
-        dtype, the others are in float64.
+        dtype, at least single precision, the others are in float64.
     """
     std = standard or Standard()
-    lead = (*map(in_target, along), *map(in_target, context), *map(in_source, context))
-    family = (*lead, in_target(position), in_source(position))
+    fixed, mine, others = (*map(in_target, along),), (*map(in_target, context),), (*map(in_source, context),)
+    family = (*fixed, *mine, *others, in_target(position), in_source(position))
     left = Labelled(a, tuple(in_target(p) for p in range(a.dim())))
     features = [x for x in left.labels if x not in family]
-    count = math.prod(a.shape[x // 2] for x in features)
-    mean_a, mean_b = _mean(left, features), _mean(b, features)
-    cross: Tensor | None = None
-    squares: list[Tensor] = []
-    wanted = _present(family, left, b)
     sizes = {**dict(zip(b.labels, b.value.shape, strict=True)), **dict(zip(left.labels, a.shape, strict=True))}
-    largest = piece_of(math.prod(sizes[x] for x in wanted))
-    for one, two in _pieces(left, b, features, largest):
+    batch = [x for x in (*fixed, *mine) if x in b.labels]  # in both, so that products are apart
+    rows = [x for x in (*fixed, *mine, in_target(position)) if x not in batch]
+    columns = [*others, in_source(position)]
+    if total is None:
+        kind = torch.promote_types(torch.promote_types(a.dtype, b.value.dtype), torch.float32)
+        shape = [sizes[x] for x in (*fixed, *mine, in_target(position), *others, in_source(position))]
+        total = Moments.none(as_family(a.new_zeros(shape, dtype=kind), len(context)))
+    mean_a, mean_b = _mean(left, features), _mean(b, features)
+    sums = total.cross.movedim(-2, len(fixed) + len(mine)).view(
+        *(math.prod(sizes[x] for x in part) for part in (batch, rows, columns))
+    )
+    squares: list[Tensor] = []
+    for one, two in _pieces(left, b, features, piece_of(sums.numel())):
         x, y = _standardised(one, mean_a, std.scale_a), _standardised(two, mean_b, std.scale_b)
-        part = torch.einsum(x.value, list(x.labels), y.value, list(y.labels), list(wanted))
-        cross = part if cross is None else cross.add_(part)
         found = [_squares(entry, features) for entry in (x, y)]
         squares = found if not squares else [s.add_(f) for s, f in zip(squares, found, strict=True)]
-    assert cross is not None
+        left_rows, right_rows = _matrix(x, batch, rows, features), _matrix(y, batch, columns, features)
+        sums.baddbmm_(left_rows.to(sums), right_rows.to(sums).mT)
 
     def vector(entry: Labelled, value: Tensor) -> Tensor:
         rest = tuple(x for x in entry.labels if x not in features)
         shape = [entry.value.shape[entry.labels.index(x)] for x in rest]
         return _onto(Labelled(value.reshape(shape), rest), family).to(_wide(a))
 
-    return Moments(
-        count,
+    found = Moments(
+        math.prod(sizes[x] for x in features),
         vector(left, (mean_a - std.shift_a) * std.scale_a),
         vector(b, (mean_b - std.shift_b) * std.scale_b),
         vector(left, squares[0]),
         vector(b, squares[1]),
-        _onto(Labelled(cross, wanted), family),
+        total.cross,
     )
+    return total.with_features(found)
+
+
+def _matrix(entry: Labelled, batch: Sequence[int], units: Sequence[int], features: Sequence[int]) -> Tensor:
+    """A labelled tensor as one matrix, units by features, for each member of the batch."""
+    value = entry.value.permute([entry.labels.index(x) for x in (*batch, *units, *features)])
+    b, u = len(batch), len(batch) + len(units)
+    return value.reshape(math.prod(value.shape[:b]), math.prod(value.shape[b:u]), math.prod(value.shape[u:]))
 
 
 def _wide(like: Tensor) -> torch.dtype:
@@ -250,9 +294,8 @@ def _pieces(a: Labelled, b: Labelled, features: Sequence[int], largest: int) -> 
 
 def _mean(entry: Labelled, features: Sequence[int]) -> Tensor:
     """The mean over the features, these dims kept; the values themselves when there are none."""
-    dims = _where(entry, features)
-    value = entry.value if entry.value.element_size() >= 4 else entry.value.float()
-    return value.mean(dims, keepdim=True) if dims else value
+    dims, kind = _where(entry, features), torch.promote_types(entry.value.dtype, torch.float32)
+    return entry.value.mean(dims, keepdim=True, dtype=kind) if dims else entry.value.to(kind)
 
 
 def _standardised(entry: Labelled, mean: Tensor, scale: float) -> Labelled:
@@ -264,10 +307,6 @@ def _squares(entry: Labelled, features: Sequence[int]) -> Tensor:
     dims = _where(entry, features)
     value = entry.value.square()
     return value.sum(dims) if dims else value
-
-
-def _present(family: Sequence[int], left: Labelled, right: Labelled) -> tuple[int, ...]:
-    return tuple(x for x in family if x in left.labels or x in right.labels)
 
 
 def _onto(entry: Labelled, family: Sequence[int]) -> Tensor:

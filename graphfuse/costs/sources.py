@@ -13,6 +13,7 @@ from graphfuse.costs.filters import Selection, selection
 from graphfuse.costs.sites import sites
 from graphfuse.costs.weights import WeightEvidence, left_out
 from graphfuse.lockstep import Batch, Lockstep
+from graphfuse.scratch import Scratch
 from graphfuse.symmetry import SymmetryGraph, TensorLabel
 
 
@@ -48,16 +49,19 @@ class Comparison:
         return cls(config, method, data, shown, counted, progress)
 
     def evidence(
-        self, problem: Problem, weights: WeightEvidence, lockstep: Lockstep | None
+        self, problem: Problem, weights: WeightEvidence, lockstep: Lockstep | None, scratch: Scratch
     ) -> tuple[Evidence, Evidence | None]:
-        """Where likeness comes from, and the masses of units (None: all have the same)."""
+        """Where likeness comes from, and the masses of units (None: all have the same).
+
+        Tables that wait lie in ``scratch``.
+        """
         cost = self.config.cost
         if self.method == "weights" or lockstep is None:
             return weights, weights if cost.importance == "weights" else None
         blend = self.method == "blend"
         activations = ActivationEvidence(
             problem, lockstep, self.data, weights, self.progress, cost, self.selection, self.shown,
-            keep=blend or cost.importance == "activations",
+            keep=blend or cost.importance == "activations", scratch=scratch,
         )  # fmt: skip
         evidence = BlendEvidence(activations, weights, self.config.blend) if blend else activations
         return evidence, {"uniform": None, "activations": activations, "weights": weights}[cost.importance]

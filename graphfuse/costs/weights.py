@@ -8,19 +8,19 @@ counts as much as any other.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from graphfuse.axes import walk_leaves
-from graphfuse.carry import Slot, carry
+from graphfuse.carry import carry
 from graphfuse.cells import Cell, cells
 from graphfuse.config import CostConfig
-from graphfuse.costs.evidence import Problem, judges, slots_for
-from graphfuse.costs.moments import PIECE, Moments, Standard, gram, piece_of
+from graphfuse.costs.evidence import Entry, Problem, judges, slots_for
+from graphfuse.costs.moments import Moments, Standard, gram, piece_of
 from graphfuse.maps import Maps
 from graphfuse.rulebook import load_rules
 from graphfuse.symmetry import Axis, SymmetryGraph, TensorLabel
@@ -68,7 +68,7 @@ class WeightEvidence:
     ) -> None:
         self.problem, self._written_by = problem, written_by
         self._patches: dict[int, list[_Patch]] = {axis.id: [] for axis in problem.axes}
-        self._kept: dict[int, dict[int, Moments]] = {axis.id: {} for axis in problem.axes}
+        self._piece = piece_of(problem.largest)
         for label in labels:
             if standard and label.name not in state_a:
                 continue
@@ -89,43 +89,21 @@ class WeightEvidence:
         open_axes = [axis for axis in pending if not waiting.intersection(inner[axis.id])]
         return [max(open_axes, key=lambda axis: (self._features(axis, maps), bool(inner[axis.id]), -axis.id))]
 
-    def moments(self, axis: Axis, maps: Maps) -> Sequence[Moments]:
-        """Moments over all features of the axis whose other axes have maps."""
-        kept = self._kept[axis.id]
-        patches = [patch for patch in self._patches[axis.id] if not kept.keys() & set(patch.cell.axes)]
-        total = self._sum(patches, axis, maps)
-        for moments in kept.values():
-            total = moments.copied().merge(total)
-        return [total] if total is not None else []
+    def moments(self, axis: Axis, maps: Maps) -> list[Entry]:
+        """One entry, over all features of the axis whose other axes have maps."""
+        judging = [
+            (patch, position)
+            for patch in self._patches[axis.id]
+            for position in self._places(patch, axis.id)
+            if judges(patch.cell.axes, position, self.problem, maps)
+        ]
+        return [partial(self._sum, axis, judging, maps)] if judging else []
 
-    def takes_in(self, axis: Axis, maps: Maps, spare: bool) -> bool:
-        """Keep, for each other axis, the moments that this axis' map gives it, where these take less room than the map.
-
-        Only where each tensor has one other axis to be solved beside this one, and no map depends on either.
-        """
-        for kept in self._kept.values():
-            kept.pop(axis.id, None)
-        moving, plan = self.problem.moving, maps[axis.id].values
-        beside = [[id for id in patch.cell.axes if id in moving] for patch in self._patches[axis.id]]
-        others = [moving[id] for id in sorted({id for ids in beside for id in ids} - {axis.id})]
-        lone = not any(self.problem.inner[each.id] or self.problem.lead(each) for each in (axis, *others))
-        once = all(len(ids) == len(set(ids)) <= 2 for ids in beside)
-        size = sum(4 * self.problem.sizes_a[each.id] * self.problem.sizes_b[each.id] for each in others)
-        if not spare or not lone or not once or self._written_by or size >= plan.numel() * plan.element_size():
-            return False
-        for other in others:
-            patches = [patch for patch in self._patches[other.id] if axis.id in patch.cell.axes]
-            found = self._sum(patches, other, maps)
-            if found is not None:
-                self._kept[other.id][axis.id] = found
-        return True
-
-    def _sum(self, patches: Sequence[_Patch], axis: Axis, maps: Maps) -> Moments | None:
+    def _sum(self, axis: Axis, judging: Sequence[tuple[_Patch, int]], maps: Maps) -> Moments:
         total: Moments | None = None
-        for patch in patches:
-            for position in self._places(patch, axis.id):
-                if judges(patch.cell.axes, position, self.problem, maps):
-                    total = self._patch_moments(patch, axis, position, maps).merge(total)
+        for patch, position in judging:
+            total = self._patch_moments(patch, axis, position, maps, total)
+        assert total is not None
         return total
 
     def norms(self, axis: Axis) -> tuple[Tensor, Tensor] | None:
@@ -150,15 +128,25 @@ class WeightEvidence:
         first = len(along) if k else len(along) + len(context)
         return sums[(slice(None),) * first + (None,) * len(context)]
 
-    def _patch_moments(self, patch: _Patch, axis: Axis, position: int, maps: Maps) -> Moments:
+    def _patch_moments(self, patch: _Patch, axis: Axis, position: int, maps: Maps, total: Moments | None) -> Moments:
+        """Moments with those of a patch; B's weights are carried for some units at a time: copies are large."""
         slots, along, context = slots_for(patch.cell, patch.consumed, axis, position, self.problem, maps)
-        total: Moments | None = None
-        for views, own in _pieces(patch.cell.views, slots, {position, *along, *context}):
-            left, right = _comparable(*views)
-            carried = carry(right, own, {position, *context})
-            total = gram(left, carried, position, along, context, patch.scale).merge(total)
-        assert total is not None
-        return total
+        (left, right), keep = patch.cell.views, {position, *context}
+        kind = torch.promote_types(torch.promote_types(left.dtype, right.dtype), torch.float32)
+        moved = right.dtype != kind or any(slot.map is not None for slot in slots if slot.position not in keep)
+        asked = {q for slot in slots for q in (*slot.along, *slot.context)}
+        units = right.shape[position]
+        step = max(1, units * self._piece // max(right.numel(), 1))
+        if not moved or context or along or position in asked or step >= units:
+            return gram(left, carry(right.to(kind), slots, keep), position, along, context, patch.scale, total)
+        if total is None:
+            total = Moments.none(left.new_zeros(left.shape[position], units, dtype=kind))
+        parts = []
+        for start in range(0, units, step):
+            carried = carry(right.narrow(position, start, min(step, units - start)).to(kind), slots, keep)
+            part = total.units_of_b(start, total.cross[:, start : start + step])
+            parts.append(gram(left, carried, position, (), (), patch.scale, part))
+        return Moments.joined(parts, total.cross)
 
     def _places(self, patch: _Patch, axis: int) -> list[int]:
         """Where an axis stands in a patch, so that it is evidence."""
@@ -217,49 +205,11 @@ def _one_each(graph: SymmetryGraph, label: TensorLabel) -> bool:
                          for c in cells((), label.dims, ()))  # fmt: skip
 
 
-def _pieces(
-    views: Sequence[Tensor], slots: Sequence[Slot], kept: set[int]
-) -> Iterator[tuple[Sequence[Tensor], Sequence[Slot]]]:
-    """A cell's views cut along a feature, and the maps of each piece, where whole copies of them would be large.
-
-    A feature can be cut that keeps its order or is permuted; what maps of others depend on cannot. Views that are
-    compared as they are need no copies, and are cut later (:func:`graphfuse.costs.moments.gram`).
-    """
-    asked = {q for slot in slots for q in (*slot.along, *slot.context)}
-    moved = any(slot.map is not None for p, slot in enumerate(slots) if p not in kept)
-    open_to = [p for p, slot in enumerate(slots) if p not in kept | asked and _divisible(slot)]
-    largest = piece_of(math.prod(views[0].shape[p] * views[1].shape[p] for p in kept))
-    if views[0].numel() <= largest or not open_to or not (moved or views[0].element_size() < 4):
-        yield views, slots
-        return
-    cut = max(open_to, key=lambda p: views[0].shape[p])
-    length, slot = views[0].shape[cut], slots[cut]
-    step = max(1, length * largest // views[0].numel())
-    for start in range(0, length, step):
-        size = min(step, length - start)
-        left = views[0].narrow(cut, start, size)
-        if slot.map is None or slot.map.index is None:
-            yield (left, views[1].narrow(cut, start, size)), slots
-        else:
-            part = replace(slot, map=replace(slot.map, index=slot.map.index.narrow(-1, start, size)))
-            yield (left, views[1]), [part if p == cut else other for p, other in enumerate(slots)]
-
-
-def _divisible(slot: Slot) -> bool:
-    return slot.map is None or (slot.map.hard and not slot.map.lead)
-
-
-def _comparable(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in one dtype, at least single precision."""
-    kind = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
-    return a.to(kind), b.to(kind)
-
-
 def scale_of(tensor: Tensor) -> tuple[float, float] | None:
     """Mean and deviation of all elements, in double precision; None where it is constant or no floating tensor."""
     if not tensor.is_floating_point() or tensor.numel() < 2:
         return None
-    pieces = tensor.detach().reshape(-1).split(PIECE)
+    pieces = tensor.detach().reshape(-1).split(piece_of(0))
     mean = sum(float(piece.sum(dtype=torch.float64)) for piece in pieces) / tensor.numel()
     square = sum(float((piece.double() - mean).square().sum()) for piece in pieces)
     deviation = (square / (tensor.numel() - 1)) ** 0.5

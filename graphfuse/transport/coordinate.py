@@ -9,7 +9,7 @@ nested case generalises; Gold and Rangarajan, A graduated assignment algorithm f
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -21,6 +21,7 @@ from graphfuse.costs.evidence import Evidence, Problem
 from graphfuse.costs.ground import gains, plain
 from graphfuse.costs.moments import likeness, linear_likeness
 from graphfuse.maps import AxisMap, Maps
+from graphfuse.scratch import ROOM, Place, Scratch
 from graphfuse.symmetry import Axis
 from graphfuse.transport.family import Agreement, Quality, agreement, optimum
 from graphfuse.transport.procrustes import rotates, rotation
@@ -51,7 +52,7 @@ class State:
     No table of likeness outlives the visit that made it.
     """
 
-    maps: dict[int, AxisMap] = field(default_factory=dict)
+    maps: MutableMapping[int, AxisMap] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
     quality: dict[int, Quality] = field(default_factory=dict)
 
@@ -86,8 +87,22 @@ def coordinate(
     Solution
         One-to-one maps are in index form.
     """
+    with Scratch(room_for(problem)) as scratch:
+        state, solver = State(Shelved(scratch)), Solver(config, importance)
+        return _coordinate(problem, evidence, config, measure, state, solver, start)
+
+
+def _coordinate(
+    problem: Problem,
+    evidence: Evidence,
+    config: FuseConfig,
+    measure: Measure,
+    state: State,
+    solver: Solver,
+    start: Maps | None,
+) -> Solution:
     warm = evidence.repeats and start is not None and all(axis.id in start for axis in problem.axes)
-    state, solver = State(dict(start) if warm and start is not None else {}), Solver(config, importance)
+    state.maps.update(start if warm and start is not None else {})
     soft = _schedule(config) if evidence.repeats and not warm else ()
     pending = [] if warm else list(problem.axes)
     while pending:
@@ -107,7 +122,45 @@ def coordinate(
             break
         best = total if sweeps > len(soft) else best
     quality = {id: agreement(problem, state.maps, id, found) for id, found in state.quality.items()}
-    return Solution(state.maps, quality, sweeps, _objective(problem, state))
+    return Solution(dict(state.maps), quality, sweeps, _objective(problem, state))
+
+
+def room_for(problem: Problem) -> int:
+    """Bytes of tables that may wait in memory: an eighth of the largest cost matrix."""
+    return max(ROOM, problem.largest)
+
+
+class Shelved(MutableMapping[int, AxisMap]):
+    """Maps whose soft plans lie elsewhere while they are not asked for."""
+
+    def __init__(self, scratch: Scratch) -> None:
+        self._scratch = scratch
+        self._maps: dict[int, AxisMap] = {}
+        self._places: dict[int, Place] = {}
+
+    def __getitem__(self, id: int) -> AxisMap:
+        found = self._maps[id]
+        return replace(found, plan=self._places[id].read()) if found.values.is_meta else found
+
+    def __setitem__(self, id: int, found: AxisMap) -> None:
+        plan = found.plan
+        if plan is None or plan.dtype != torch.bfloat16:
+            self._maps[id] = found
+            return
+        place = self._places.get(id)
+        if place is None or place.shape != plan.shape:
+            place = self._places[id] = self._scratch.place(plan.shape, plan.dtype, plan.device)
+        place.write(plan)
+        self._maps[id] = replace(found, plan=torch.empty_like(plan, device="meta"))
+
+    def __delitem__(self, id: int) -> None:
+        del self._maps[id]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._maps)
+
+    def __len__(self) -> int:
+        return len(self._maps)
 
 
 def _schedule(config: FuseConfig) -> tuple[float, ...]:
@@ -175,7 +228,7 @@ def marginals(importance: Evidence | None, axis: Axis) -> tuple[Tensor | None, T
 
 def visit(problem: Problem, evidence: Evidence, measure: Measure, axis: Axis, state: State, solver: Solver) -> None:
     """Solve one axis with the maps of the others as they are."""
-    entries = list(evidence.moments(axis, state.maps))
+    entries = evidence.moments(axis, state.maps)
     inner = [id for id in problem.nearest[axis.id] if id in state.values]
     if not entries and not inner:
         state.maps[axis.id] = problem.start(axis)
@@ -183,20 +236,18 @@ def visit(problem: Problem, evidence: Evidence, measure: Measure, axis: Axis, st
     shape = (*problem.lead(axis), problem.sizes_a[axis.id], problem.sizes_b[axis.id])
     values = {id: state.values[id] for id in inner}
     exact = solver.assigns(axis, shape)
-    seen = Seen.of(entries, measure, inner, exact and plain(solver.config.cost), solver.soft is not None)
-    table = table_of(problem, axis, state.maps, entries, measure, values, shape, solver.gain(axis), wide=exact)
+    reads = exact and plain(solver.config.cost) and (measure == "correlation" or (len(entries) == 1 and not inner))
+    seen = Seen(measure if reads else None, solver.likeness(axis) if solver.soft is None else None)
+    gain = solver.gain(axis)
+    table = table_of(problem, axis, state.maps, entries, measure, values, shape, gain, wide=exact, seen=seen)
     solved = solver(problem, axis, table.neg_())
     state.maps[axis.id] = solved
-    soft = solver.spends(problem, axis)
-    if evidence.takes_in(axis, state.maps, soft):
-        # no values: it counts as known, and whoever would use it fails
-        state.maps[axis.id] = replace(solved, plan=torch.empty_like(solved.values, device="meta"))
-    if soft:
+    if solver.spends(problem, axis):
         return
     state.values[axis.id] = -optimum(solved, table)
     if solver.soft is None:
         told = {id: state.quality[id] for id in inner}
-        state.quality[axis.id] = quality_of(problem, axis, state.maps, seen, told, table, solver.likeness(axis))
+        state.quality[axis.id] = quality_of(problem, axis, state.maps, seen, told, table)
 
 
 def _objective(problem: Problem, state: State) -> float:

@@ -75,7 +75,7 @@ def flow(
             if id in group and all(other in state.maps for other in group):
                 share = 1 / len(group)
                 mean = mixed([state.maps[other] for other in group], [share] * len(group))
-                state.maps |= {other: replace(mean, axis=other) for other in group}
+                state.maps.update((other, replace(mean, axis=other)) for other in group)
     quality = {id: agreement(problem, state.maps, id, found) for id, found in state.quality.items()}
     return Solution(state.maps, quality, 1, sum(float(value.mean()) for value in state.values.values()))
 

@@ -32,7 +32,7 @@ def soften(
     mu, nu : Tensor, shape (..., n) and (..., m), optional
         Marginals, scaled to mass 1; uniform by default. They broadcast over the leading indices.
     spend : bool
-        The costs may be written over, so that two tables are held at most.
+        The costs may be written over, and the result takes their place, so that two tables are held at most.
 
     Returns
     -------
@@ -57,7 +57,7 @@ def soften(
             u, v = torch.ones_like(u), torch.ones_like(v)
         if step % _CHECK == _CHECK - 1 and float((u * (kernel @ v) - mu).abs().sum(1).amax()) < _TOLERANCE:
             break
-    return kernel.mul_(u).mul_(v.mT).reshape(*lead, n, m)
+    return torch.mul(kernel, u, out=exponent).mul_(v.mT).reshape(*lead, n, m)
 
 
 def _exponent(problems: Tensor, regularization: float) -> Tensor:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from graphfuse.config import Measure
-from graphfuse.costs.evidence import Problem
+from graphfuse.costs.evidence import Entry, Problem
 from graphfuse.costs.moments import Moments, likeness, matched_correlation, summed
 from graphfuse.maps import AxisMap, Maps
 from graphfuse.symmetry import Axis
@@ -24,59 +24,75 @@ class Compared(Protocol):
     def __call__(self, moments: Moments, measure: Measure, *, spend: bool) -> Tensor: ...
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Seen:
-    """What is kept of an axis' evidence to tell how well it is matched, when a table of likeness is made of it.
+    """What is kept of an axis' evidence to tell how well it is matched, while a table of likeness is made of it.
 
-    ``read`` by this measure: the table itself says it, so that the cross moments are not kept.
+    ``read`` by this measure: the table itself says it, and ``entries`` are without cross moments; else ``alike`` is the
+    table of correlations, by ``compared`` (None: it is to be forgotten).
     """
 
-    entries: Sequence[Moments]
     read: Measure | None
-    weight: float
+    compared: Compared | None
+    entries: list[Moments] = field(default_factory=list)
+    alike: Tensor | None = None
+    weight: float = 0.0
 
-    @classmethod
-    def of(
-        cls, entries: Sequence[Moments], measure: Measure, inner: Sequence[int], plainly: bool, forget: bool
-    ) -> Seen:
-        """Copies, where they are needed; nothing at all when it is to be forgotten."""
-        weight = sum(entry.weight for entry in entries)
-        if plainly and (measure == "correlation" or (len(entries) == 1 and not inner)):
-            return cls([replace(entry, cross=entry.mean_a) for entry in entries], measure, weight)
-        return cls([] if forget else [entry.copied() for entry in entries], None, weight)
+    def look(self, moments: Moments) -> Moments:
+        """See one entry, before it is given up."""
+        self.weight += moments.weight
+        if self.read is not None:
+            self.entries.append(replace(moments, cross=moments.mean_a))
+        elif self.compared is not None:
+            self.alike = _added(self.alike, moments.copied(), "correlation", self.compared)
+        return moments
 
 
 def table_of(
     problem: Problem,
     axis: Axis,
     maps: Mapping[int, AxisMap],
-    entries: list[Moments],
+    entries: list[Entry],
     measure: Measure,
     values: Mapping[int, Tensor],
     shape: Sequence[int],
     compared: Compared = likeness,
     *,
     wide: bool = False,
+    seen: Seen | None = None,
 ) -> Tensor:
     """Likeness of all pairs of units, of the given shape: a new tensor, in double precision if it is to be ``wide``.
 
-    The entries are given up: one after another is taken out of the list, so that no more is held than needed.
+    Entries are taken out of the list one after another, so that no more is held than needed; ``seen`` looks at each.
     """
-    parts = (seen_from(problem, maps, axis, problem.moving[id], value) for id, value in values.items())
-    found = [_total(entries, measure, compared, parts, shape)]
+    total: Tensor | None = None
+    while entries:
+        moments = entries.pop(0)()
+        total = _added(total, moments if seen is None else seen.look(moments), measure, compared)
+        del moments
+    found = [_with_inner(problem, axis, maps, total, values, shape)]
+    del total
     return widened(found) if wide and found[0].device.type == "cpu" else found.pop()
 
 
-def _total(
-    entries: list[Moments], measure: Measure, compared: Compared, parts: Iterator[Tensor], shape: Sequence[int]
+def _added(total: Tensor | None, moments: Moments, measure: Measure, compared: Compared) -> Tensor:
+    """A table with what one entry says added; both are given up."""
+    part = compared(moments, measure, spend=True)
+    part = part if moments.weight == 1 else part.mul_(moments.weight)
+    return part if total is None else summed(total, part)
+
+
+def _with_inner(
+    problem: Problem,
+    axis: Axis,
+    maps: Mapping[int, AxisMap],
+    total: Tensor | None,
+    values: Mapping[int, Tensor],
+    shape: Sequence[int],
 ) -> Tensor:
-    total: Tensor | None = None
-    while entries:
-        entry = entries.pop(0)
-        part = compared(entry, measure, spend=True)
-        part = part if entry.weight == 1 else part.mul_(entry.weight)
-        total = part if total is None else summed(total, part)
-    for part in parts:
+    """A table, given up, with what the optimum values of inner axes say added, of the given shape."""
+    for id, value in values.items():
+        part = seen_from(problem, maps, axis, problem.moving[id], value)
         total = part.clone() if total is None else summed(total, part.to(total))
     assert total is not None
     return total if total.shape == torch.Size(shape) else total.expand(shape).clone()
@@ -89,7 +105,6 @@ def quality_of(
     seen: Seen,
     inner: Mapping[int, Quality],
     cost: Tensor,
-    compared: Compared,
 ) -> Quality:
     """Correlations of matched units, and of those of one index; no whole table is made for a permutation.
 
@@ -98,20 +113,15 @@ def quality_of(
     solved, n, shape = maps[axis.id], cost.shape[-2], cost.shape
     weight = seen.weight + sum(problem.sizes_a[id] * quality.weight for id, quality in inner.items())
     values = {id: quality.matched for id, quality in inner.items()}
-    if solved.index is None:
-        table = table_of(problem, axis, maps, list(seen.entries), "correlation", values, shape, compared)
+    if seen.read is None:
+        table = _with_inner(problem, axis, maps, seen.alike, values, shape)
         same = table.diagonal(dim1=-2, dim2=-1).sum(-1) if n == shape[-1] else None
         return Quality(optimum(solved, table), same, weight)
-    told = [seen_from(problem, maps, axis, problem.moving[id], value).expand(shape) for id, value in values.items()]
-    found = []
-    for index in (solved.index, torch.arange(n, device=solved.index.device).expand(solved.index.shape)):
-        if seen.read is not None:
-            parts = [_read(seen.entries, seen.read, index, -cost.gather(-1, index.unsqueeze(-1)).squeeze(-1))]
-        else:
-            parts = [entry.weight * likeness(entry.at(index), "correlation") for entry in seen.entries]
-            parts += [table.gather(-1, index.unsqueeze(-1)).squeeze(-1) for table in told]
-        found.append(sum(part.expand(index.shape).sum(-1, dtype=torch.float64) for part in parts))
-    return Quality(found[0], found[1], weight)
+    assert solved.index is not None
+    indices = solved.index, torch.arange(n, device=solved.index.device).expand(solved.index.shape)
+    pairs = [_read(seen.entries, seen.read, x, -cost.gather(-1, x.unsqueeze(-1)).squeeze(-1)) for x in indices]
+    matched, same = (pair.expand(solved.index.shape).sum(-1, dtype=torch.float64) for pair in pairs)
+    return Quality(matched, same, weight)
 
 
 def _read(entries: Sequence[Moments], measure: Measure, index: Tensor, alike: Tensor) -> Tensor:
