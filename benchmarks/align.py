@@ -10,7 +10,8 @@ that other work on the machine matters little. Products are timed where the run 
 convolutions and attention of more than a vector), assignments likewise; vector products, as Sinkhorn's scalings make
 them, are told apart and not called unavoidable. The ratio is of the matching; tracing, once for each model, is a
 column of its own. Memory is what is resident at the peak in a second process, in which freed blocks are given back at
-once (slow, and without it the peak is that of the allocator's leftovers), with four sweeps at most, two of them soft.
+once (slow, and without it the peak is that of the allocator's leftovers), with four sweeps at most, two of them soft;
+beside it, by activations, what running both models side by side on one batch takes by itself.
 Needs ``pip install graphfuse[zoo]``.
 """
 
@@ -34,7 +35,8 @@ from records import append, context, load, table
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from graphfuse.alignment import match, prepare
+from graphfuse.alignment import Prepared, match, prepare
+from graphfuse.costs.sites import sites
 from graphfuse.transport import solvers
 
 LLAMA = dict(
@@ -116,6 +118,21 @@ def inputs_of(name: str, samples: int) -> list[dict[str, torch.Tensor]]:
     return noisy
 
 
+def batch_bytes(prepared: Prepared) -> int:
+    """What both models take, side by side on the first batch, beyond themselves."""
+    shown = {node for nodes in sites(prepared.correspondence.graph).values() for node in nodes}
+    before = _reset()
+    for moment in prepared.lockstep.run(prepared.data[0], shown) if prepared.data else ():
+        del moment
+    return resident("VmHWM") - before if prepared.data else 0
+
+
+def _reset() -> int:
+    """Let the peak count from now; what is resident."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
+
+
 def measure(name: str, method: str, sweeps: int, samples: int) -> dict[str, Any]:
     """Two models built, traced and aligned: the seconds of that, and the bytes that it took beyond the models."""
     torch.manual_seed(0)
@@ -126,8 +143,8 @@ def measure(name: str, method: str, sweeps: int, samples: int) -> dict[str, Any]
     config = {"method": method, "sweeps": sweeps, "samples": samples}
     prepared = prepare([model, other], (), example, data=data, config=config)
     traced = time.process_time() - began
-    Path("/proc/self/clear_refs").write_text("5")
-    before, began = resident("VmRSS"), time.process_time()
+    batch = batch_bytes(prepared)
+    before, began = _reset(), time.process_time()
     with timed_assignments() as assignments, Products() as products:
         found = match(prepared)
     matched = time.process_time() - began
@@ -139,14 +156,15 @@ def measure(name: str, method: str, sweeps: int, samples: int) -> dict[str, Any]
         "vectors_s": products.seconds["vectors"], "assignments_s": assignments["seconds"],
         "teraflops": products.flops / 1e12, "ratio": matched / needed,
         "models_bytes": 2 * sum(x.numel() * x.element_size() for x in prepared.states[0].values()),
-        "largest_cost_bytes": 8 * largest**2, "extra_bytes": resident("VmHWM") - before,
+        "largest_cost_bytes": 8 * largest**2, "batch_bytes": batch, "extra_bytes": resident("VmHWM") - before,
     }  # fmt: skip
 
 
 def measured(name: str, method: str, sweeps: int, samples: int) -> dict[str, Any]:
     """One record: the seconds of a process, and the memory of another one that gives freed blocks back."""
     timed = _apart(name, method, sweeps, samples, {})
-    return {**timed, "extra_bytes": _apart(name, method, min(sweeps, 4), samples, GIVING_BACK)["extra_bytes"]}
+    held = _apart(name, method, min(sweeps, 4), samples, GIVING_BACK)
+    return {**timed, **{key: held[key] for key in ("batch_bytes", "extra_bytes")}}
 
 
 def _apart(name: str, method: str, sweeps: int, samples: int, environment: dict[str, str]) -> dict[str, Any]:
@@ -161,12 +179,13 @@ def show() -> str:
     latest = {(record["model"], record["method"]): record for record in load("align")}
     rows = [_row(latest[key]) for key in ((m, w) for m in MODELS for w in METHODS) if key in latest]
     head = ["model", "by", "parameters", "sweeps", "trace s", "match s", "products s", "assignments s", "time ratio",
-            "two models MiB", "largest cost MiB", "beyond the models MiB"]  # fmt: skip
+            "two models MiB", "largest cost MiB", "one batch MiB", "beyond the models MiB"]  # fmt: skip
     return table(head, rows)
 
 
 def _row(r: dict[str, Any]) -> list[str]:
-    mib = [f"{r[key] / (1 << 20):.0f}" for key in ("models_bytes", "largest_cost_bytes", "extra_bytes")]
+    sizes = ("models_bytes", "largest_cost_bytes", "batch_bytes", "extra_bytes")
+    mib = [f"{r[key] / (1 << 20):.0f}" if r.get(key) else "-" for key in sizes]
     seconds = [f"{r[key]:.1f}" for key in ("trace_s", "match_s", "products_s", "assignments_s")]
     return [
         r["model"],
