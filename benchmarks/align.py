@@ -51,6 +51,7 @@ MODELS: dict[str, Callable[[], Built]] = {
     "llama-1.1b": _from_config("AutoModelForCausalLM", "llama", _ids, **LLAMA),
 }
 METHODS = ("weights", "activations")
+IN_PLACE = {torch.ops.aten.baddbmm_: flop_registry[torch.ops.aten.baddbmm]}
 GIVING_BACK = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "THP_MEM_ALLOC_ENABLE": "1"}  # of glibc and of torch
 
 
@@ -64,7 +65,7 @@ class Products(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator; where it is a product, add what it took."""
-        counter = flop_registry.get(func._overloadpacket)
+        counter = flop_registry.get(func._overloadpacket) or IN_PLACE.get(func._overloadpacket)
         began = time.process_time()
         out = func(*args, **(kwargs or {}))
         if counter is not None:
@@ -76,7 +77,7 @@ class Products(TorchDispatchMode):
     @staticmethod
     def _is_vector(func: Any, args: Any) -> bool:
         matrices = [x for x in args if isinstance(x, torch.Tensor) and x.dim() >= 2][-2:]
-        named = func._overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm)
+        named = func._overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.baddbmm_)
         return named and (matrices[0].shape[-2] == 1 or matrices[1].shape[-1] == 1)
 
 

@@ -11,7 +11,7 @@
     |- DataError             example inputs or data batches do not fit the model
     |- ConfigError           a setting is unknown or has a bad value
     |- CheckpointError       weights could not be read, or do not fit the model
-    |- OutputError           a result could not be written
+    |- OutputError           a result, or a temporary file, could not be written
     |- ModelSpecError        the name of a model leads to no model
 
 Each message says what was wrong, where, what was expected, and what to do about it.
@@ -61,7 +61,7 @@ class CheckpointError(GraphFuseError):
 
 
 class OutputError(GraphFuseError):
-    """A result could not be written where it was asked for; nothing was written."""
+    """A result could not be written where it was asked for (nothing was written), or a temporary file has no room."""
 
 
 class ModelSpecError(GraphFuseError):

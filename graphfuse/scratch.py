@@ -117,4 +117,4 @@ class Place:
 
 
 def _bytes(values: Tensor) -> memoryview:
-    return memoryview(values.detach().contiguous().view(-1).view(torch.uint8).numpy())
+    return values.detach().contiguous().view(-1).view(torch.uint8).numpy().data

@@ -13,7 +13,6 @@ from torch.testing import assert_close
 
 from graphfuse.alignment import prepare
 from graphfuse.carry import Labelled, in_source, in_target
-from graphfuse.config import FuseConfig
 from graphfuse.costs.activations import ActivationEvidence
 from graphfuse.costs.evidence import Problem
 from graphfuse.costs.moments import Moments, gram, likeness
@@ -22,12 +21,11 @@ from graphfuse.costs.weights import WeightEvidence
 from graphfuse.errors import DataError, GraphFuseError
 from graphfuse.lockstep import as_batch, batches
 from graphfuse.symmetry import SymmetryGraph, trace
-from graphfuse.transport.coordinate import coordinate
 
 
-def plain_gram(a: Tensor, b: Tensor) -> Moments:
+def plain_gram(a: Tensor, b: Tensor, total: Moments | None = None) -> Moments:
     """Moments of two tensors of shape (samples, units)."""
-    return gram(a, Labelled(b, (in_target(0), in_source(1))), 1, (), ())
+    return gram(a, Labelled(b, (in_target(0), in_source(1))), 1, (), (), total=total)
 
 
 def test_likeness_is_what_it_says() -> None:
@@ -41,7 +39,7 @@ def test_likeness_is_what_it_says() -> None:
 
 def test_moments_of_parts_merge_into_those_of_the_whole() -> None:
     a, b = torch.randn(50, 4, dtype=torch.float64) + 100, torch.randn(50, 6, dtype=torch.float64)
-    merged = plain_gram(a[:7], b[:7]).merge(plain_gram(a[7:8], b[7:8])).merge(plain_gram(a[8:], b[8:]))
+    merged = plain_gram(a[8:], b[8:], plain_gram(a[7:8], b[7:8], plain_gram(a[:7], b[:7])))
     whole = plain_gram(a, b)
     for name in ("mean_a", "mean_b", "square_a", "square_b", "cross"):
         assert_close(getattr(merged, name), getattr(whole, name))
@@ -150,27 +148,6 @@ def test_a_batch_that_cannot_be_traced_is_left_out_with_a_note(monkeypatch: pyte
     assert len(lockstep.notes) == 1
     assert "left out" in lockstep.notes[0]
     assert all(entry().count == 1 for axis in problem.axes for entry in evidence.moments(axis, {}))
-
-
-def test_tables_without_room_are_collected_in_several_runs_to_the_same_end() -> None:
-    a, b = randomise(Decoder(depth=2), 1), randomise(Decoder(depth=2), 2)
-    x = [ids(8, vocabulary=31), ids(8, vocabulary=31)]
-    runs, maps = [], []
-    for room in (1 << 40, 0):
-        problem, evidence = evidence_of(a, b, x)
-        evidence.room = room
-        collect, count = evidence._collect, [0]
-
-        def counted(*args: Any, count: list[int] = count, collect: Any = collect) -> None:
-            count[0] += 1
-            collect(*args)
-
-        evidence._collect = counted  # pyright: ignore[reportAttributeAccessIssue]
-        maps.append(coordinate(problem, evidence, FuseConfig.parse(None), "correlation").maps)
-        runs.append(count[0])
-    assert runs[0] < runs[1] <= len(maps[0])
-    for id, found in maps[0].items():
-        assert_close(found.values, maps[1][id].values, rtol=0, atol=0)
 
 
 def test_activations_that_are_not_finite_are_refused() -> None:
