@@ -157,6 +157,8 @@ def test_finetuning_trains_a_copy() -> None:
     )  # fmt: skip
     assert found.after < 0.5 * found.before and found.steps == 60 and not tuned.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    _, found = finetune(model, x, lambda m, batch: m(batch).square().mean(), steps=100_000, seconds=0.1)
+    assert 0 < found.steps < 100_000
     with pytest.raises(DataError, match="nothing to train on"):
         finetune(model, [], lambda m, batch: m(batch))
 
