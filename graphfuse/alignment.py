@@ -45,8 +45,8 @@ def match(prepared: Prepared, progress: Progress | None = None, judge: Judge | N
     """Solve the maps of every model onto the target.
 
     Where there are several solutions (method both), the one of the lowest ``judge`` is taken, by default the one by
-    which the plain average comes nearest to the models' mean outputs. What activations alone found is one of them only
-    with a judge: by plain averages it is chosen too often (docs/transport.md).
+    which the plain average's outputs correlate best with the models' mean outputs: averages shrink outputs, and what is
+    nearest to the mean may be what varies least (docs/transport.md).
     """
     prepared, forms = normal_forms(prepared)
     task, notes = _Task.of(prepared, forms), list[str]()
@@ -56,7 +56,6 @@ def match(prepared: Prepared, progress: Progress | None = None, judge: Judge | N
         _check_still(prepared, task.still, k)
         with Scratch(room_for(task.problems[k])) as scratch:
             found = _solved(task, k, notes, progress, scratch)
-        found = found if judge else found[:2]
         solutions[k] = _best(task, k, found, judge, progress)
         _log(task, k, solutions[k], found)
         if progress is not None:
@@ -155,9 +154,9 @@ def _best(task: _Task, k: int, found: Sequence[Solution], judge: Judge | None, p
 
 
 def _nearness(prepared: Prepared, shares: Sequence[float]) -> Judge:
-    """How far the outputs of the plain average are from the models' mean outputs, on the first inputs."""
+    """How badly the outputs of the plain average correlate with the models' mean outputs, on the first inputs."""
     target, some = prepared.correspondence.target, first(prepared.data, JUDGED)
-    teacher = Teacher.of(prepared.models, shares, some, "squared")
+    teacher = Teacher.of(prepared.models, shares, some, "correlation")
 
     @torch.no_grad()
     def distance(alignment: Alignment, shares: Sequence[float]) -> float:

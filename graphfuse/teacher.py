@@ -16,6 +16,11 @@ from graphfuse.errors import DataError
 from graphfuse.frontend import evaluating
 from graphfuse.lockstep import Batch, rows_of
 
+Aim = Literal["squared", "divergence", "correlation"]
+"""How far outputs are from a teacher's. squared: relative to their variance; divergence: Kullback-Leibler, of logits
+over the last dim; correlation: one minus it, over the last dim, so that shifts and scales do not count. Of outputs with
+nothing to compare along their last dim the squares are taken."""
+
 
 def outputs_of(value: Any) -> list[Tensor]:
     """The floating tensors that a model returns, in flat order."""
@@ -40,7 +45,7 @@ class Teacher:
     batches: Sequence[Batch]
     targets: Sequence[Sequence[Tensor]]
     scales: Sequence[float]
-    loss: Literal["squared", "divergence"]
+    loss: Aim
 
     @classmethod
     @torch.no_grad()
@@ -49,7 +54,7 @@ class Teacher:
         models: Sequence[nn.Module],
         shares: Sequence[float],
         batches: Sequence[Batch],
-        loss: Literal["squared", "divergence"],
+        loss: Aim,
     ) -> Teacher:
         """Run all parents that have a share.
 
@@ -95,7 +100,11 @@ class Teacher:
         return torch.stack(terms).mean()
 
     def _term(self, got: Tensor, wanted: Tensor, scale: float) -> Tensor:
-        if self.loss == "divergence" and got.dim() and got.shape[-1] > 1:
+        several = got.dim() > 0 and got.shape[-1] > 1
+        if self.loss == "correlation" and several:
+            x, y = (tensor.float() - tensor.float().mean(-1, keepdim=True) for tensor in (got, wanted))
+            return 1 - F.cosine_similarity(x, y, dim=-1).mean()
+        if self.loss == "divergence" and several:
             share = F.kl_div(
                 got.float().log_softmax(-1), wanted.float().log_softmax(-1), log_target=True, reduction="sum"
             )

@@ -368,21 +368,20 @@ def test_bad_input_is_refused(
 
 
 @torch.no_grad()
-def test_the_method_both_keeps_the_better_of_two_starts_and_ends_by_weights() -> None:
+def test_the_method_both_keeps_the_solution_whose_average_correlates_best() -> None:
     for seed in range(6):
         torch.manual_seed(seed)
         models: list[nn.Module] = [MLP(), MLP()]
         x = torch.randn(100, 5)
-        wanted, own, found = (models[0](x) + models[1](x)) / 2, state_of(models[0]), {}
+        wanted, found = (models[0](x) + models[1](x)) / 2, {}
         for method in ("activations", "weights", "both"):
             prepared = prepare(models, data=[x], config={"method": method})
-            alignment = match(prepared)
-            output = torch.func.functional_call(models[0], average(prepared, alignment, (0.5, 0.5)), (x,))
-            moved = alignment.apply(models[1].state_dict(), 1)
-            apart = sum(float((own[name] - moved[name]).square().sum()) for name in own)
-            found[method] = float((output - wanted).square().mean()), apart
-        assert found["both"][0] <= found["weights"][0] + 1e-9  # weights alone are one of the two starts
-        assert found["both"][1] <= found["activations"][1]  # sweeps by weights bring weights together
+            state = average(prepared, match(prepared), (0.5, 0.5))
+            output = torch.func.functional_call(models[0], state, (x,))
+            rows = (tensor - tensor.mean(-1, keepdim=True) for tensor in (output, wanted))
+            found[method] = float(torch.cosine_similarity(*rows, dim=-1).mean())
+        best = max(found["weights"], found["activations"])  # two of the three solutions
+        assert found["both"] >= best - 1e-6
 
 
 @torch.no_grad()
@@ -429,4 +428,3 @@ def test_fusing_takes_the_solution_that_is_best_after_calibration() -> None:
     assert len(set(values)) == 3
     assert judge(matched(prepared), (0.5, 0.5)) == min(values)
     assert judge_of(prepare(models, data=data, config={"method": "weights"})) is None
-    assert judge_of(prepare(models, data=data, config={"calibrate": {"method": "batch_norm"}})) is None

@@ -99,7 +99,7 @@ def test_rotations_are_refined_as_rotations() -> None:
 
 def test_the_step_of_the_least_held_out_loss_is_kept() -> None:
     models: list[nn.Module] = [net(1), net(2)]
-    config = {"refine": {"what": "weights", "steps": 20, "rate": 1e3}}
+    config = {"refine": {"what": "weights", "steps": 20, "rate": 1e9}}
     result = graphfuse.fuse(models, data=inputs(), config=config)
     assert result.report["refinement"]["weights"]["kept"] == 0  # such steps ruin everything
     assert distance(result.model, models) < 1
@@ -109,6 +109,24 @@ def test_a_time_budget_ends_a_descent() -> None:
     config = {"refine": {"what": "weights", "steps": 100_000, "seconds": 0.2}}
     found = graphfuse.fuse([net(1), net(2)], data=inputs(), config=config).report["refinement"]["weights"]
     assert 0 < found["steps"] < 100_000
+
+
+def test_steps_that_are_too_large_are_taken_back_and_made_smaller() -> None:
+    """With the same peak to the end, every look at the held-out loss finds it above that of the start."""
+    models: list[nn.Module] = [net(1), net(2)]
+    config = {"refine": {"what": "weights", "steps": 60, "rate": 3.0}}
+    found = graphfuse.fuse(models, data=inputs(), config=config).report["refinement"]["weights"]
+    assert found["kept"] > 0 and found["after"] < found["before"]
+
+
+def test_correlation_is_blind_to_scales_and_shifts_of_rows() -> None:
+    batch = Batch((torch.randn(6, 5),), {})
+    teacher = Teacher.of([nn.Identity()], [1.0], [batch], "correlation")
+    outputs = batch.args[0]
+    assert float(teacher.measure(3 * outputs + torch.randn(6, 1), 0)) == pytest.approx(0, abs=1e-6)
+    assert float(teacher.measure(-outputs, 0)) == pytest.approx(2)
+    single = Teacher.of([nn.Identity()], [1.0], [Batch((outputs[:, :1],), {})], "correlation")
+    assert float(single.measure(outputs[:, :1] + 1, 0)) == pytest.approx(1 / single.scales[0], rel=1e-4)
 
 
 def test_the_step_size_has_fallen_when_the_time_is_over() -> None:

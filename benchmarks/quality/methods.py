@@ -31,8 +31,8 @@ UNALIGNED = {role: {"align": False} for role in ROLES}
 STAGES = ("oneshot", "calibrated", "refined", "tuned", "barrier")
 NO_LABELS = "there are no labels to train these parents with"
 Config = dict[str, Any]
-REFINE = 2048
-"""Inputs that refinement may see; one shot and calibration see SAMPLES."""
+REFINE, REFINE_STEPS = 8192, 400
+"""Inputs that refinement may see, and its steps; one shot and calibration see SAMPLES."""
 FUSED = ("oneshot", "calibrated", "refined")
 """Stages that come of one call of ``fuse`` each."""
 
@@ -179,7 +179,7 @@ def _fusions(method: Method, bench: Bench, stages: Sequence[str]) -> dict[str, C
 
 def _told(bench: Bench) -> Config:
     """What a refinement is told: targets of labelled data are classes, so outputs are logits."""
-    return {"refine": {"loss": "divergence" if bench.labelled else "squared"}}
+    return {"refine": {"loss": "divergence" if bench.labelled else "squared", "steps": REFINE_STEPS}}
 
 
 def _extra(stage: str, bench: Bench) -> Config:

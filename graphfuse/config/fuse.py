@@ -32,9 +32,9 @@ class FuseConfig(Settings):
         "default",
         description="What units are compared by: their weights, their activations on data, both or a blend. both: "
         "sweeps by weights, from what activations found and from scratch, and activations alone; kept is what, once "
-        "calibrated, comes nearest to the models' mean outputs on held-out inputs (without calibration: the sweep by "
-        "which the average does). default: both when data is given (activations where a filter or cost speaks of "
-        "them, and with driver flow), else weights. auto: all of these and more are tried within the time budget, "
+        "calibrated, comes nearest to the models' mean outputs on held-out inputs (where no calibration fits outputs: "
+        "what correlates best with them). default: both when data is given (activations where a filter or cost speaks "
+        "of them, and with driver flow), else weights. auto: all of these and more are tried within the time budget, "
         "scored on held-out inputs, and the best is refined. Source: for both kinds of evidence, Singh and Jaggi "
         "(arXiv 1910.05653) and Git Re-Basin (arXiv 2209.04836), section 3.",
     )

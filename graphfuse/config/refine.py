@@ -24,7 +24,10 @@ class RefineConfig(Settings):
     steps: int = Field(200, ge=1, description="Steps of gradient descent for each of maps and weights.")
     seconds: float | None = Field(None, gt=0, description="Stop after this many seconds each; by default no limit.")
     rate: float = Field(
-        1e-2, gt=0, description="Peak step size of Adam for weights, relative to each tensor's root mean square."
+        1e-2,
+        gt=0,
+        description="Peak step size of Adam for weights, relative to each tensor's root mean square; a third "
+        "of it, and again, where the held-out loss has tripled.",
     )
     maps_rate: float = Field(0.1, gt=0, description="Peak step size of Adam for the parameters of maps.")
     batch: int = Field(64, ge=1, description="Inputs in one step, drawn anew each time.")

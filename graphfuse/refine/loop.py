@@ -14,6 +14,8 @@ CHECKS = 10
 """How often the held-out loss is looked at, at most, besides the start."""
 WARM = 0.1
 """Share of the steps in which the step size rises."""
+BACK = 1 / 3
+"""What the step size is multiplied by when steps have been taken back."""
 
 Loss = Callable[[int], Tensor]
 Judge = Callable[[], float]
@@ -46,6 +48,7 @@ def descend(
     budget: Budget,
     progress: Progress | None = None,
     stage: str = "refine",
+    limit: float = math.inf,
 ) -> Descent:
     """Minimise a loss by Adam with a warm start and cosine decay; the parameters end at the best point seen.
 
@@ -61,6 +64,9 @@ def descend(
     budget : Budget
     progress : callable, optional
         Called with (stage, done, total).
+    limit : float
+        Where the held-out loss is more than so many times that of the start, the descent goes back to the best point,
+        and on from there in smaller steps.
 
     Notes
     -----
@@ -69,23 +75,24 @@ def descend(
     began = time.perf_counter()
     tensors = [tensor for some, _ in groups for tensor in some]
     optimiser = torch.optim.Adam([{"params": list(some), "lr": rate} for some, rate in groups], betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: peak_share(step, budget, time.perf_counter() - began)
-    )
-    best = _Best(tensors, judge)
+    best, peak, since = _Best(tensors, judge), 1.0, 0
     every, done, losses = max(1, budget.steps // CHECKS), 0, [0.0]
     for step in range(budget.steps):
+        share = peak * peak_share(step, budget, time.perf_counter() - began, since)
+        for group, (_, rate) in zip(optimiser.param_groups, groups, strict=True):
+            group["lr"] = share * rate
         optimiser.zero_grad(set_to_none=True)
         with torch.enable_grad():
             value = loss(step)
             value.backward()
         torch.nn.utils.clip_grad_norm_(tensors, 1.0)
         optimiser.step()
-        schedule.step()
         losses, done = [*losses[:1], float(value.detach())] if step else [float(value.detach())] * 2, step + 1
         late = budget.seconds is not None and time.perf_counter() - began > budget.seconds
-        if done % every == 0 or done == budget.steps or late:
-            best.look(done)
+        if (done % every == 0 or done == budget.steps or late) and best.look(done) > limit * best.start:
+            best.restore()
+            optimiser.state.clear()
+            peak, since = peak * BACK, done
         if progress is not None:
             progress(stage, done, budget.steps)
         if late:
@@ -103,9 +110,12 @@ class _Best:
         self.start = self.value = judge() if judge is not None else math.inf
         self.chosen: list[Tensor] | None = self._copy() if judge is not None else None
 
-    def look(self, step: int) -> None:
-        if self.judge is not None and (value := self.judge()) < self.value:
+    def look(self, step: int) -> float:
+        """The held-out loss now; zero without a judge."""
+        value = self.judge() if self.judge is not None else 0.0
+        if self.judge is not None and value < self.value:
             self.value, self.step, self.chosen = value, step, self._copy()
+        return value
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -116,12 +126,14 @@ class _Best:
         return [tensor.detach().clone() for tensor in self.tensors]
 
 
-def peak_share(step: int, budget: Budget, seconds: float) -> float:
-    """The step size as a share of its peak; steps that will not fit in the time do not count."""
+def peak_share(step: int, budget: Budget, seconds: float, since: int = 0) -> float:
+    """The step size as a share of its peak: it rises from step ``since`` on, and falls until the end.
+
+    Steps that will not fit into the time, as it went so far, do not count.
+    """
     steps = budget.steps
     if budget.seconds is not None and step:
         steps = min(steps, max(step + 1, round(step * budget.seconds / max(seconds, 1e-9))))
     warm = max(1, round(WARM * steps))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+    fall = 0.5 * (1 + math.cos(math.pi * max(0, step - warm) / max(1, steps - warm)))
+    return min(1.0, (step - since + 1) / warm) * fall

@@ -15,6 +15,9 @@ from graphfuse.lockstep import Batch
 from graphfuse.refine.loop import Budget, Descent, Progress, descend
 from graphfuse.teacher import Teacher, held_out, run_model
 
+LIMIT = 3.0
+"""How many times that of the start the held-out loss may be before steps are made smaller: weights that were fitted
+layer by layer tolerate less than others."""
 FLOOR = 1e-2
 """Least scale of a tensor, to which its step size is relative."""
 
@@ -60,7 +63,7 @@ def refine_weights(
 
     with _learning(model) as tensors:
         groups = [([tensor], config.rate * _scale(tensor)) for tensor in tensors]
-        return descend(groups, loss, judged, Budget(config.steps, config.seconds), progress, "refine weights")
+        return descend(groups, loss, judged, Budget(config.steps, config.seconds), progress, "refine weights", LIMIT)
 
 
 def finetune(
