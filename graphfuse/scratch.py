@@ -108,7 +108,9 @@ class Place:
         """Put values where :meth:`read` finds them."""
         if not isinstance(self._where, Tensor):
             self._scratch.transfer(_bytes(values), self._where + start * self._row, write=True)
-        elif self._where[start:].data_ptr() != values.data_ptr():
+        elif values.shape == self.shape:
+            self._where = values
+        else:
             self._where[start : start + len(values)] = values
 
     @property

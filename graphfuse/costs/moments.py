@@ -12,7 +12,7 @@ from torch import Tensor
 from graphfuse.carry import Labelled, in_source, in_target
 from graphfuse.config import Measure
 
-PIECE = 1 << 18  # elements of an operand that are copied at a time, or a quarter of what the table has
+PIECE = 1 << 20  # elements of an operand that are copied at a time, or a quarter of what the table has
 
 
 @dataclass(frozen=True, eq=False)

@@ -55,6 +55,14 @@ class State:
     maps: MutableMapping[int, AxisMap] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
     quality: dict[int, Quality] = field(default_factory=dict)
+    still: bool = False
+
+    def put(self, found: AxisMap) -> None:
+        """Take a new map; ``still`` says whether all since it was set were as before."""
+        before = self.maps.get(found.axis)
+        one, two = before.values if before is not None else None, found.values
+        self.still = self.still and one is not None and one.dtype == two.dtype and torch.equal(one, two)
+        self.maps[found.axis] = found
 
 
 def coordinate(
@@ -112,13 +120,13 @@ def _coordinate(
     sweeps, best, order = 0 if warm else 1, float("-inf"), random.Random(config.seed)
     while evidence.repeats and (sweeps < config.sweeps or not state.quality):
         now = solver.at(soft[sweeps] if sweeps < len(soft) else None)
-        before = dict(state.maps) if sweeps > len(soft) else {}
+        state.still = True
         for family in order.sample(problem.families, len(problem.families)):
             for axis in family:
                 visit(problem, evidence, measure, axis, state, now)
         sweeps += 1
         total = _objective(problem, state)
-        if sweeps > len(soft) + 1 and (total - best <= config.tolerance * abs(total) or _same(before, state.maps)):
+        if sweeps > len(soft) + 1 and (total - best <= config.tolerance * abs(total) or state.still):
             break
         best = total if sweeps > len(soft) else best
     quality = {id: agreement(problem, state.maps, id, found) for id, found in state.quality.items()}
@@ -131,7 +139,7 @@ def room_for(problem: Problem) -> int:
 
 
 class Shelved(MutableMapping[int, AxisMap]):
-    """Maps whose soft plans lie elsewhere while they are not asked for."""
+    """Maps whose plans and matrices lie elsewhere while they are not asked for."""
 
     def __init__(self, scratch: Scratch) -> None:
         self._scratch = scratch
@@ -140,18 +148,17 @@ class Shelved(MutableMapping[int, AxisMap]):
 
     def __getitem__(self, id: int) -> AxisMap:
         found = self._maps[id]
-        return replace(found, plan=self._places[id].read()) if found.values.is_meta else found
+        return replace(found, **{found.kind: self._places[id].read()}) if found.values.is_meta else found
 
     def __setitem__(self, id: int, found: AxisMap) -> None:
-        plan = found.plan
-        if plan is None or plan.dtype != torch.bfloat16:
-            self._maps[id] = found
-            return
-        place = self._places.get(id)
-        if place is None or place.shape != plan.shape:
-            place = self._places[id] = self._scratch.place(plan.shape, plan.dtype, plan.device)
-        place.write(plan)
-        self._maps[id] = replace(found, plan=torch.empty_like(plan, device="meta"))
+        values = found.values
+        if not found.hard:
+            place = self._places.get(id)
+            if place is None or (place.shape, place.dtype) != (values.shape, values.dtype):
+                place = self._places[id] = self._scratch.place(values.shape, values.dtype, values.device)
+            place.write(values)
+            found = replace(found, **{found.kind: torch.empty_like(values, device="meta")})
+        self._maps[id] = found
 
     def __delitem__(self, id: int) -> None:
         del self._maps[id]
@@ -231,7 +238,7 @@ def visit(problem: Problem, evidence: Evidence, measure: Measure, axis: Axis, st
     entries = evidence.moments(axis, state.maps)
     inner = [id for id in problem.nearest[axis.id] if id in state.values]
     if not entries and not inner:
-        state.maps[axis.id] = problem.start(axis)
+        state.put(problem.start(axis))
         return
     shape = (*problem.lead(axis), problem.sizes_a[axis.id], problem.sizes_b[axis.id])
     values = {id: state.values[id] for id in inner}
@@ -241,7 +248,7 @@ def visit(problem: Problem, evidence: Evidence, measure: Measure, axis: Axis, st
     gain = solver.gain(axis)
     table = table_of(problem, axis, state.maps, entries, measure, values, shape, gain, wide=exact, seen=seen)
     solved = solver(problem, axis, table.neg_())
-    state.maps[axis.id] = solved
+    state.put(solved)
     if solver.spends(problem, axis):
         return
     state.values[axis.id] = -optimum(solved, table)
@@ -254,7 +261,3 @@ def _objective(problem: Problem, state: State) -> float:
     """What the outermost axes' last visits reached; an inner axis' optimum is part of it."""
     outer = (id for id in state.values if not problem.context(problem.moving[id]))
     return sum(float(state.values[id].mean()) for id in outer)
-
-
-def _same(before: Mapping[int, AxisMap], after: Mapping[int, AxisMap]) -> bool:
-    return all(torch.equal(before[id].values, found.values) for id, found in after.items())
