@@ -94,7 +94,8 @@ def fuse(
         Example inputs, as the models take them; by default the first batch of the data.
     data : iterable of batches, optional
         A few hundred unlabelled inputs, by which units are matched and the result is calibrated. A batch is a tensor, a
-        tuple (positional arguments) or a dict (keyword arguments). No more than ``config.samples`` inputs are read.
+        tuple (positional arguments) or a dict (keyword arguments). No more than ``config.samples`` inputs are read, or
+        ``config.refine.samples`` where that is more.
     into : nn.Module, optional
         A model of the same architecture with the widths that the result shall have; its weights do not count, and it is
         left as it is. The models are fused in the target's width, then units are merged or doubled and the result is
@@ -135,7 +136,7 @@ def fuse(
     """
     _check_places(models if into is None else [*models, _module(into)])
     clock, settings = _Clock(), FuseConfig.parse(config)
-    given = batches(data, settings.samples) if data is not None else None
+    given = batches(data, settings.reads) if data is not None else None
 
     def prepare_for(settings: FuseConfig) -> Prepared:
         return prepare(models, args, kwargs, data=given, config=settings, rules=rules, progress=progress)
@@ -206,7 +207,8 @@ def _finished(
     """Average, calibrate and refine aligned models, and write the result into this one of the target's shapes."""
     shares, refine, descents = shares_of(prepared), prepared.config.refine, dict[str, Descent]()
     if prepared.data and refine.what in ("maps", "both"):
-        alignment, descents["maps"] = refine_maps(prepared, alignment, shares, refine, progress)
+        whole = replace(prepared, data=(*prepared.data, *prepared.further))
+        alignment, descents["maps"] = refine_maps(whole, alignment, shares, refine, progress)
         clock.lap("refine maps")
     with torch.no_grad():
         state = average(prepared, alignment, shares)
@@ -222,7 +224,8 @@ def _finished(
         _write(model, calibration.state)
         clock.lap("calibrate")
     if later:
-        seed = prepared.config.seed
+        more, judges = parted(prepared.further, refine.holdout) if prepared.further else ([], [])
+        seen, held, seed = [*seen, *more], [*held, *judges], prepared.config.seed
         descents["weights"] = refine_weights(model, prepared.models, shares, seen, held, refine, seed, progress)
         clock.lap("refine weights")
     outputs = closeness(prepared, state, model)

@@ -95,7 +95,7 @@ def fuse_pretrained(
         raise DataError("there are no models to fuse.\n  expected: directories or models of transformers")
     place = torch.device(device) if device is not None else next(parents[0].loaded.model.parameters()).device
     nets = [parent.loaded.model.to(place) for parent in parents]
-    batches = _batches(data, parents, tokenizer, batch_size, length, settings.samples)
+    batches = _batches(data, parents, tokenizer, batch_size, length, settings.reads)
     args, kwargs = parents[0].loaded.example or ((), {})
     fed = [_moved(batch, place) for batch in batches] if batches is not None else None
     given = () if fed is not None else _moved((args, kwargs), place)

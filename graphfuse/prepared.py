@@ -16,7 +16,7 @@ from graphfuse.config import FuseConfig, nearest
 from graphfuse.correspond import Correspondence, correspond
 from graphfuse.errors import CheckpointError, ConfigError, DataError, kind_of
 from graphfuse.folding import Fold
-from graphfuse.lockstep import Batch, Lockstep, batches
+from graphfuse.lockstep import Batch, Lockstep, batches, first
 from graphfuse.matching import Form, Tracer, call_of, forms_of, without_gains
 from graphfuse.roles import ROLES
 from graphfuse.rulebook import load_rules
@@ -33,7 +33,10 @@ Config = FuseConfig | Mapping[str, Any] | str | Path | None
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """Models that have been traced, related to each other and checked, with the data to be used."""
+    """Models that have been traced, related to each other and checked, with the data to be used.
+
+    ``further`` is data that only refinement sees.
+    """
 
     models: tuple[nn.Module, ...]
     states: tuple[Mapping[str, Tensor], ...]
@@ -45,6 +48,7 @@ class Prepared:
     forms: tuple[Form, ...] = ()
     folds: tuple[Fold, ...] = ()
     notes: tuple[str, ...] = ()
+    further: tuple[Batch, ...] = ()
 
 
 def prepare(
@@ -65,7 +69,8 @@ def prepare(
     models = _some(models, settings)
     method = _method(settings, data is not None)
     _check_costs(settings, method)
-    found = tuple(batches(data, settings.samples)) if data is not None else ()
+    read = tuple(batches(data, settings.reads)) if data is not None else ()
+    found = tuple(first(read, settings.samples))
     args = (args,) if isinstance(args, Tensor) else tuple(args)
     if found:
         args, kwargs = found[0].args, found[0].kwargs
@@ -91,7 +96,8 @@ def prepare(
     lockstep = Lockstep(models, relation, states, tracer)
     notes = tuple(note for form in forms for note in form.notes)
     logger.info("%d free axes; %d gains folded; %d inputs", len(relation.free), len(folds), sum(b.count for b in found))
-    return Prepared(models, states, relation, lockstep, found, settings, method, forms, folds, notes)
+    further = read[len(found) :]
+    return Prepared(models, states, relation, lockstep, found, settings, method, forms, folds, notes, further)
 
 
 # --------------------------------------------------------------------- checks

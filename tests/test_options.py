@@ -186,6 +186,8 @@ ALONE = [
         ("holdout", (0.2, 0.5)))),
     *(Case(("refine", key), values, "skipped", LEARNED, whole=True) for key, values in (
         ("maps_rate", (1.0, 0.1)), ("straight_through", (True, False)))),
+    Case(("refine", "samples"), (None, 1000), "skipped", {**REFINED, "samples": 1}, whole=True),
+    Case(("refine", "samples"), (None, 1000), "skipped", {**LEARNED, "samples": 1}, whole=True),
     Case(("refine", "temperature"), (0.1, 0.5), "skipped",
          setting(LEARNED, ("refine",), straight_through=False), whole=True),
 ]  # fmt: skip

@@ -146,6 +146,16 @@ def test_couplings_of_scores_have_gradients_and_marginals() -> None:
     assert float(gradient.abs().max()) > 0
 
 
+@pytest.mark.parametrize("what", ["weights", "none"])
+def test_refinement_may_see_more_inputs_than_the_alignment(what: str) -> None:
+    data = [x[:8] for x in inputs(6)]
+    config = {"samples": 16, "refine": {"what": what, "steps": 1, "samples": 40}}
+    read: list[int] = []
+    result = graphfuse.fuse([net(1), net(2)], data=(read.append(i) or x for i, x in enumerate(data)), config=config)
+    assert result.report["inputs"] == 16
+    assert len(read) == (5 if what == "weights" else 2)
+
+
 def test_refinement_without_inputs_is_refused() -> None:
     with pytest.raises(DataError, match="no inputs to learn from"):
         graphfuse.fuse([net(1), net(2)], inputs()[0], config={"refine": {"what": "weights"}})

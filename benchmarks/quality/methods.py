@@ -68,7 +68,7 @@ METHODS: dict[str, Method] = {
         {**UNITS, "driver": "flow", "method": "activations", "solver": "sinkhorn"},
     )),
     "default": Method("graphfuse default", ({},)),
-    "auto": Method("graphfuse auto", ({"method": "auto", "samples": REFINE},), whole=True),
+    "auto": Method("graphfuse auto", ({"method": "auto"},), whole=True),
 }  # fmt: skip
 
 
@@ -179,13 +179,14 @@ def _fusions(method: Method, bench: Bench, stages: Sequence[str]) -> dict[str, C
 
 def _told(bench: Bench) -> Config:
     """What a refinement is told: targets of labelled data are classes, so outputs are logits."""
-    return {"refine": {"loss": "divergence" if bench.labelled else "squared", "steps": REFINE_STEPS}}
+    loss = "divergence" if bench.labelled else "squared"
+    return {"refine": {"loss": loss, "steps": REFINE_STEPS, "samples": REFINE}}
 
 
 def _extra(stage: str, bench: Bench) -> Config:
     """What a stage adds to the config of a method."""
     extra: dict[str, Config] = {"oneshot": {"calibrate": BARE}, "calibrated": {}}
-    return extra.get(stage, {"samples": REFINE, "refine": {"what": "weights", **_told(bench)["refine"]}})
+    return extra.get(stage, {"refine": {"what": "weights", **_told(bench)["refine"]}})
 
 
 def _best(bench: Bench, configs: Sequence[Config]) -> tuple[FuseResult, Cell]:
@@ -201,12 +202,17 @@ def _best(bench: Bench, configs: Sequence[Config]) -> tuple[FuseResult, Cell]:
             refused = reason
             continue
         seconds += took
-        cell = {**bench.scores(result.model), "samples": config.get("samples", bench.samples), "config": config}
+        cell = {**bench.scores(result.model), "samples": _read(bench, config), "config": config}
         if kept is None or bench.better(cell["val"], kept[1]["val"]):
             kept = result, cell
     if kept is None:
         raise refused
     return kept[0], {**kept[1], "seconds": seconds}
+
+
+def _read(bench: Bench, config: Config) -> int:
+    """Inputs that a fusion is given."""
+    return config.get("refine", {}).get("samples", bench.samples)
 
 
 def _fused(bench: Bench, config: Config) -> tuple[FuseResult, float]:
@@ -216,7 +222,7 @@ def _fused(bench: Bench, config: Config) -> tuple[FuseResult, float]:
     begin = time.perf_counter()
     try:
         given = {"samples": bench.samples, **config}
-        result = fuse(bench.models, data=bench.unlabelled(given["samples"]), config=given)
+        result = fuse(bench.models, data=bench.unlabelled(_read(bench, config)), config=given)
     except GraphFuseError as error:
         raise Skipped(str(error).splitlines()[0]) from error
     return result, time.perf_counter() - begin

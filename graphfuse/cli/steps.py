@@ -74,7 +74,7 @@ def opened(run: RunConfig) -> Opened:
     loaded = [load(spec, run) for spec in run.models]
     batches = None
     if run.data is not None:
-        batches = load_data(run.data, run.batch_size, model=loaded[0], samples=run.samples, length=run.length)
+        batches = load_data(run.data, run.batch_size, model=loaded[0], samples=run.reads, length=run.length)
     args, kwargs = moved(inputs(loaded, batches), place)
     fed = Batches(lambda: (moved(batch, place) for batch in batches)) if batches is not None else None
     notes = notes_of(*loaded, *([batches] if batches is not None else []))

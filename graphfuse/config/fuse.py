@@ -198,6 +198,12 @@ class FuseConfig(Settings):
         """Whether axes are aligned by rotations where their class allows it."""
         return self.symmetry == "full" and self.driver == "coordinate" and self.scheme != "cycle"
 
+    @property
+    def reads(self) -> int:
+        """Inputs of the data that are read at all."""
+        refines = self.refine.what != "none" or self.method == "auto"
+        return max(self.samples, self.refine.samples or 0) if refines else self.samples
+
     def metric_for(self, method: str) -> Measure:
         """How units are compared by ``weights``, or else by activations."""
         if self.metric != "auto":

@@ -21,6 +21,12 @@ class RefineConfig(Settings):
         "(arXiv 1802.08665), and Pena et al., Re-basin via implicit Sinkhorn differentiation (arXiv 2212.12042), for "
         "maps; Hinton et al., Distilling the knowledge in a neural network (arXiv 1503.02531), for weights.",
     )
+    samples: int | None = Field(
+        None,
+        ge=1,
+        description="Inputs that are learnt from, those of the alignment among them; by default these alone. Gradients "
+        "want thousands where an alignment wants hundreds.",
+    )
     steps: int = Field(200, ge=1, description="Steps of gradient descent for each of maps and weights.")
     seconds: float | None = Field(None, gt=0, description="Stop after this many seconds each; by default no limit.")
     rate: float = Field(
