@@ -18,7 +18,7 @@ from graphfuse.config import FuseConfig, RefineConfig
 from graphfuse.errors import ConfigError, DataError
 from graphfuse.lockstep import Batch, parted
 from graphfuse.refine import finetune, refine_maps
-from graphfuse.refine.loop import Budget, peak_share
+from graphfuse.refine.loop import Budget, descend, peak_share
 from graphfuse.teacher import Teacher, held_out, run_model
 from graphfuse.transport.solvers import differentiable
 
@@ -117,6 +117,16 @@ def test_steps_that_are_too_large_are_taken_back_and_made_smaller() -> None:
     config = {"refine": {"what": "weights", "steps": 60, "rate": 3.0}}
     found = graphfuse.fuse(models, data=inputs(), config=config).report["refinement"]["weights"]
     assert found["kept"] > 0 and found["after"] < found["before"]
+
+
+def test_a_loss_that_is_no_number_is_taken_back() -> None:
+    point = torch.ones(1, requires_grad=True)
+
+    def loss() -> Tensor:
+        return (point.square() if abs(float(point.detach())) < 2 else point * float("nan")).sum()
+
+    found = descend([([point], 100.0)], lambda step: loss(), lambda: float(loss().detach()), Budget(200))
+    assert found.after < 0.1 * found.before and abs(float(point.detach())) < 1
 
 
 def test_correlation_is_blind_to_scales_and_shifts_of_rows() -> None:

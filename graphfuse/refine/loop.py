@@ -65,8 +65,8 @@ def descend(
     progress : callable, optional
         Called with (stage, done, total).
     limit : float
-        Where the held-out loss is more than so many times that of the start, the descent goes back to the best point,
-        and on from there in smaller steps.
+        Where the held-out loss is more than so many times that of the start, or no number, the descent goes back to the
+        best point, and on from there in smaller steps.
 
     Notes
     -----
@@ -89,10 +89,12 @@ def descend(
         optimiser.step()
         losses, done = [*losses[:1], float(value.detach())] if step else [float(value.detach())] * 2, step + 1
         late = budget.seconds is not None and time.perf_counter() - began > budget.seconds
-        if (done % every == 0 or done == budget.steps or late) and best.look(done) > limit * best.start:
-            best.restore()
-            optimiser.state.clear()
-            peak, since = peak * BACK, done
+        if done % every == 0 or done == budget.steps or late:
+            now = best.look(done)
+            if not math.isfinite(now) or now > limit * best.start:
+                best.restore()
+                optimiser.state.clear()
+                peak, since = peak * BACK, done
         if progress is not None:
             progress(stage, done, budget.steps)
         if late:
