@@ -7,10 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-
 from graphfuse.aligned import Aligned, Alignment
-from graphfuse.average import average
 from graphfuse.correspond import Correspondence, correspond
 from graphfuse.costs.evidence import Problem
 from graphfuse.costs.magnitude import magnitudes
@@ -19,12 +16,11 @@ from graphfuse.costs.sources import Comparison, compared
 from graphfuse.costs.weights import WeightEvidence
 from graphfuse.errors import ConfigError, CorrespondenceError, DataError
 from graphfuse.gauge import Elements, normal_forms, turned_back
-from graphfuse.lockstep import Lockstep, first
+from graphfuse.lockstep import Lockstep
 from graphfuse.maps import identity
 from graphfuse.prepared import Prepared, Progress, prepare
 from graphfuse.scratch import Scratch
 from graphfuse.symmetry import Axis, TensorLabel
-from graphfuse.teacher import Teacher
 from graphfuse.together import Together
 from graphfuse.transport.circuit import wire
 from graphfuse.transport.coordinate import Solution, coordinate, room_for
@@ -37,16 +33,13 @@ logger = logging.getLogger(__name__)
 
 Judge = Callable[[Alignment, Sequence[float]], float]
 """An alignment and the models' shares -> how bad their average is; the lower, the better."""
-JUDGED = 128
-"""Inputs on which solutions of the method both are compared."""
 
 
 def match(prepared: Prepared, progress: Progress | None = None, judge: Judge | None = None) -> Alignment:
     """Solve the maps of every model onto the target.
 
-    Where there are several solutions (method both), the one of the lowest ``judge`` is taken, by default the one by
-    which the plain average's outputs correlate best with the models' mean outputs: averages shrink outputs, and what is
-    nearest to the mean may be what varies least (docs/transport.md).
+    Where there are several solutions (method both), the one of the lowest ``judge`` is taken; without a judge the
+    first, by weights from what activations found.
     """
     prepared, forms = normal_forms(prepared)
     task, notes = _Task.of(prepared, forms), list[str]()
@@ -137,33 +130,19 @@ _NOTHING = Solution({}, {}, 0, 0.0)
 
 def _best(task: _Task, k: int, found: Sequence[Solution], judge: Judge | None, progress: Progress | None) -> Solution:
     """The solution by which target and model make the best average, in equal shares."""
-    if len(found) == 1:
+    if judge is None or len(found) == 1:
         return found[0]
     target = task.prepared.correspondence.target
     shares = [0.5 if i in (k, target) else 0.0 for i in range(len(task.prepared.models))]
     try:
-        measure = judge or _nearness(task.prepared, shares)
         costs = list[float]()
         for solution in found:
-            costs.append(measure(task.alignment({k: solution}), shares))
+            costs.append(judge(task.alignment({k: solution}), shares))
             if progress is not None:
                 progress("choose", len(costs), len(found))
         return found[costs.index(min(costs))]
     except DataError:  # no outputs that could be compared
         return found[0]
-
-
-def _nearness(prepared: Prepared, shares: Sequence[float]) -> Judge:
-    """How badly the outputs of the plain average correlate with the models' mean outputs, on the first inputs."""
-    target, some = prepared.correspondence.target, first(prepared.data, JUDGED)
-    teacher = Teacher.of(prepared.models, shares, some, "correlation")
-
-    @torch.no_grad()
-    def distance(alignment: Alignment, shares: Sequence[float]) -> float:
-        state = average(prepared, alignment, shares)
-        return teacher.distance(prepared.models[target], state)
-
-    return distance
 
 
 def _together(task: _Task, anchored: Mapping[int, Solution]) -> dict[int, Solution]:

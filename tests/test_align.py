@@ -372,11 +372,12 @@ def test_the_method_both_keeps_the_solution_whose_average_correlates_best() -> N
     for seed in range(6):
         torch.manual_seed(seed)
         models: list[nn.Module] = [MLP(), MLP()]
-        x = torch.randn(100, 5)
+        data, x = torch.randn(80, 5), torch.randn(20, 5)  # a fifth of the inputs judges
         wanted, found = (models[0](x) + models[1](x)) / 2, {}
         for method in ("activations", "weights", "both"):
-            prepared = prepare(models, data=[x], config={"method": method})
-            state = average(prepared, match(prepared), (0.5, 0.5))
+            config = {"method": method, "calibrate": {"method": "batch_norm"}}
+            prepared = prepare(models, data=[torch.cat([data, x])], config=config)
+            state = average(prepared, matched(prepared), (0.5, 0.5))
             output = torch.func.functional_call(models[0], state, (x,))
             rows = (tensor - tensor.mean(-1, keepdim=True) for tensor in (output, wanted))
             found[method] = float(torch.cosine_similarity(*rows, dim=-1).mean())

@@ -23,7 +23,8 @@ def judge_of(prepared: Prepared) -> Judge | None:
     """A judge of alignments of these models; None where there is one solution only.
 
     A map that suits the weights of the average best need not suit what calibration makes of it, so each solution is
-    calibrated as the result will be, on the other inputs. Where that does not fit outputs, their scale says nothing.
+    calibrated as the result will be, on the other inputs. Where that does not fit outputs, their scale says nothing:
+    averages shrink them, and what is nearest to the mean may be what varies least (docs/transport.md).
     """
     if prepared.method != "both":
         return None
