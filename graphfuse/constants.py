@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.node import map_aggregate
 
 from graphfuse.algebra import Algebra
 from graphfuse.axes import SymmetryClass
@@ -60,14 +61,18 @@ class Constants:
             return None
         if any(self.value(operand) is None for operand in node.all_input_nodes):
             return None
-        args = fx.map_arg(node.args, self.value)
-        kwargs = {
-            key: "cpu" if key == "device" else fx.map_arg(value, self.value) for key, value in node.kwargs.items()
-        }
+        args, kwargs = map_aggregate((node.args, node.kwargs), self._operand)  # pyright: ignore
         try:
-            return op(*args, **kwargs)
+            with torch.device("cpu"):
+                return op(*args, **kwargs)
         except Exception:  # an op that does not run on the CPU has no value to look at
             return None
+
+    def _operand(self, value: Any) -> Any:
+        """An operand's value; whatever the device of the model, on the CPU."""
+        if isinstance(value, torch.device):
+            return torch.device("cpu")
+        return self.value(value) if isinstance(value, fx.Node) else value
 
 
 def makes_constants(op: OpOverload) -> bool:

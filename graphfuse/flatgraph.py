@@ -7,10 +7,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from graphfuse.frontend import Slot
+from graphfuse.frontend import ASSERTIONS, Slot
 from graphfuse.inputs import Example
-
-ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range")
 
 
 def lift_attributes(graph_module: fx.GraphModule, slots: dict[str, Slot], constants: dict[str, Tensor]) -> None:

@@ -42,6 +42,7 @@ WITH_DATA: tuple[Settings, ...] = (
     {"method": "blend", "symmetry": "full"},
     {"method": "weights", "symmetry": "permutation"},
     {"method": "activations", "symmetry": "permutation"},
+    {"method": "activations", "symmetry": "permutation", "driver": "flow", "solver": "sinkhorn"},
     UNALIGNED,
 )
 WITHOUT: tuple[Settings, ...] = (

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 import graphfuse
@@ -163,6 +164,22 @@ def test_only_what_is_asked_for_is_decomposed() -> None:
     assert aten.linear.default in asked and aten.linear.default in ops and aten.silu.default in ops
     assert not ops & {aten.layer_norm.default, aten.native_layer_norm.default}
     assert aten.rsqrt.default in ops  # a second round took native_layer_norm apart
+    assert_same(captured.run(state_of(net), (x,)), net(x))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_only_what_is_not_functional_is_traced_again(inplace: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds, real = list[int](), ExportedProgram.run_decompositions
+
+    def counted(self: ExportedProgram, *args: Any) -> ExportedProgram:
+        rounds.append(1)
+        return real(self, *args)
+
+    monkeypatch.setattr(ExportedProgram, "run_decompositions", counted)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace), nn.Dropout()).eval()
+    x = torch.randn(2, 3, 6, 6)
+    captured = capture(net, (x,))
+    assert len(rounds) == inplace
     assert_same(captured.run(state_of(net), (x,)), net(x))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -210,8 +211,9 @@ def test_auto_tries_chooses_the_best_and_says_so() -> None:
     result = graphfuse.fuse(models, data=inputs(8), config=config)
     tried = result.report["tried"]
     scores = [entry["score"] for entry in tried]
-    assert len(tried) >= 6 and all(score is not None for score in scores)
+    assert len(tried) >= 7 and all(score is not None for score in scores)
     assert {entry["settings"]["method"] for entry in tried} == {"both", "activations", "weights", "blend"}
+    assert {entry["settings"].get("driver", "coordinate") for entry in tried} == {"coordinate", "flow"}
     best = tried[scores.index(max(scores))]["settings"]
     assert result.report["config"]["method"] == best["method"]
     assert result.report["refinement"]["weights"]["steps"] == 30
@@ -231,6 +233,19 @@ def test_auto_tries_no_more_than_its_budget_allows() -> None:
     config = {"method": "auto", "budget": 1e-3}
     result = graphfuse.fuse([net(1), net(2)], data=inputs(), config=config)
     assert len(result.report["tried"]) == 1 and result.report["refinement"] == {}
+
+
+def test_auto_reads_what_its_refinement_may_see() -> None:
+    read: list[int] = []
+
+    def batches_of_eight() -> Iterator[Tensor]:
+        for i in range(100):
+            read.append(i)
+            yield inputs()[0][:8]
+
+    config = {"method": "auto", "budget": 1e-3, "samples": 16, "refine": {"samples": 64}}
+    graphfuse.fuse([net(1), net(2)], data=batches_of_eight(), config=config)
+    assert len(read) == 8
 
 
 def test_auto_without_data_compares_weights() -> None:

@@ -46,6 +46,13 @@ def traced(name: str) -> SymmetryGraph:
 
 
 @pytest.mark.parametrize("name", COUNTS)
+def test_to_lower_a_graph_that_needs_it_not_changes_no_label(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = traced(name)
+    monkeypatch.setattr("graphfuse.frontend.lowering.is_lowered", lambda *_: False)
+    assert str(traced(name)) == str(graph)
+
+
+@pytest.mark.parametrize("name", COUNTS)
 def test_free_axes_are_those_counted_by_hand(name: str) -> None:
     graph = traced(name)
     assert Counter(axis.role for axis in graph.axes) == COUNTS[name][2], f"\n{graph}"

@@ -16,14 +16,14 @@ from torch.utils import _pytree as pytree
 from graphfuse.errors import CaptureError, RuleError
 from graphfuse.frontend.atoms import AtomCall, AtomOf, in_force, taken_whole
 from graphfuse.frontend.exporting import by_export
-from graphfuse.frontend.lowering import Decompose, Kind, Program, Slot
+from graphfuse.frontend.lowering import ASSERTIONS, Decompose, Kind, Program, Slot
 from graphfuse.frontend.making import by_make_fx
 from graphfuse.frontend.packing import packed, unpacked
 from graphfuse.frontend.tracing import dotted, evaluating, headline, quiet, restoring, source_in, where
 from graphfuse.frontend.writing import written_in_training
 
-__all__ = ["AtomCall", "AtomOf", "Decompose", "Kind", "Program", "Slot", "dotted", "in_force", "packed", "program",
-           "source_in", "taken_whole", "unpacked", "written_in_training"]  # fmt: skip
+__all__ = ["ASSERTIONS", "AtomCall", "AtomOf", "Decompose", "Kind", "Program", "Slot", "dotted", "in_force", "packed",
+           "program", "source_in", "taken_whole", "unpacked", "written_in_training"]  # fmt: skip
 
 
 def program(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], decompose: Decompose) -> Program:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import getitem
 from typing import Any, Literal
 
 from torch import Tensor, fx
@@ -21,6 +22,8 @@ from graphfuse.frontend.tracing import headline
 Kind = Literal["parameter", "buffer", "constant", "user"]
 Decompose = Callable[[OpOverload], bool]
 MAX_ROUNDS = 8
+ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range")
+"""Ops that check and compute nothing."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,9 @@ class Program:
 
 def lower(exported: ExportedProgram, decompose: Decompose) -> tuple[ExportedProgram, tuple[str, ...]]:
     """Functionalise, and decompose the ops that have no rule until none of them can be decomposed any further."""
+    if is_lowered(exported.graph_module, decompose):
+        unstride(exported.graph_module)
+        return exported, ()
     standard = default_decompositions()
     table: dict[Any, Callable[..., Any]] = {}
     lowered = None
@@ -76,6 +82,20 @@ def lower(exported: ExportedProgram, decompose: Decompose) -> tuple[ExportedProg
     inline(lowered.graph_module)
     unstride(lowered.graph_module)
     return lowered, tuple(notes)
+
+
+def is_lowered(graph_module: fx.GraphModule, decompose: Decompose) -> bool:
+    """Whether a graph is flat and functional as it stands and each of its ops has a rule, so that to trace it once more
+    would take as long as the export did and change nothing."""
+    if sum(isinstance(module, fx.GraphModule) for module in graph_module.modules()) > 1:
+        return False
+    targets = {node.target for node in graph_module.graph.nodes if node.op == "call_function"} - {getitem}
+    return all(
+        isinstance(op, OpOverload)
+        and not op._schema.is_mutable
+        and (not decompose(op) or any(word in str(op) for word in ASSERTIONS))
+        for op in targets
+    )
 
 
 def _restore_sites(exported: ExportedProgram, lowered: ExportedProgram) -> None:
