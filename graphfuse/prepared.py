@@ -74,7 +74,7 @@ def prepare(
     args = (args,) if isinstance(args, Tensor) else tuple(args)
     if found:
         args, kwargs = found[0].args, found[0].kwargs
-    elif settings.refine.what != "none":
+    elif settings.refine.what not in ("default", "none"):
         raise DataError("refine: there are no inputs to learn from.\n  what to do: pass data, or leave refine out")
     elif not args and not kwargs:
         raise DataError("no example inputs.\n  what to do: pass args or kwargs as the models take them, or data")

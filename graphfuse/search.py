@@ -56,7 +56,7 @@ CALIBRATIONS: tuple[Settings, ...] = (
 )
 HOLDOUT = 0.2
 TRYING = 0.25
-"""Share of the time budget that trying may take; the rest is for the final run and its refinement."""
+"""Share of the time budget that trying may take where the best is refined; the rest is for that."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ def search(
     Parameters
     ----------
     settings : FuseConfig
-        All that is not tried stays as it is here; ``budget`` is the time in seconds.
+        All that is not tried stays as it is here; ``budget`` is the time in seconds. Calibrations are tried where
+        ``calibrate.method`` is least_squares, and the best is refined where ``refine.what`` is default.
     prepare, run : callable
         Settings -> prepared models, and prepared models -> the fused model and its alignment.
     score : callable, optional
@@ -92,22 +93,24 @@ def search(
     began, trials = time.perf_counter(), _Trials(settings, prepare, run, score)
     usual = settings.model_copy(update={"method": "default"})
     first = trials.prepared(usual)
-    most = max(1, round(TRYING * settings.budget))
+    refines = bool(first.data) and settings.refine.what == "default"
+    most, runs = (TRYING * settings.budget, 1) if refines else (settings.budget, 2)  # the best is run once more
 
     def attempt(options: Settings) -> None:
-        if not trials.done or time.perf_counter() - began + trials.longest < TRYING * settings.budget:
+        if not trials.done or time.perf_counter() - began + runs * trials.longest < most:
             trials.attempt(options)
             if progress is not None:
-                progress("search", min(round(time.perf_counter() - began), most), most)
+                seconds = max(1, round(most))
+                progress("search", min(round(time.perf_counter() - began), seconds), seconds)
 
     for options in WITH_DATA if first.data else WITHOUT:
         attempt(options)
-    for options in CALIBRATIONS if first.data else ():
+    for options in CALIBRATIONS if first.data and settings.calibrate.method == "least_squares" else ():
         attempt({**trials.best[0], "calibrate": {**settings.calibrate.model_dump(), **options}})
     chosen = _with(settings, trials.best[0])
     logger.info("chosen: %s", dict(trials.best[0]))
     left = settings.budget - (time.perf_counter() - began) - trials.longest
-    if first.data and left > trials.longest and settings.refine.what == "none":
+    if refines and left > trials.longest:
         seconds = min(left, settings.refine.seconds or left)
         chosen = chosen.model_copy(
             update={"refine": settings.refine.model_copy(update={"what": "weights", "seconds": seconds})}
@@ -171,7 +174,7 @@ class _Trials:
         if self._teacher is None:
             whole = next(iter(self._ready.values()))
             held = parted(whole.data, HOLDOUT)[1]
-            self._teacher = Teacher.of(prepared.models, shares_of(prepared), held, "squared")
+            self._teacher = Teacher.of(prepared.models, shares_of(prepared), held, self.settings.calibrate.aim)
         return -self._teacher.distance(model)
 
 

@@ -13,6 +13,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # last: it has a
 
 from quality import data, methods, models, tasks, training
 from quality.data import Data, Part
+from quality.methods import Method
 from quality.training import Kind, Recipe, Store
 
 SEEDS = [(0, 1)]
@@ -32,12 +33,6 @@ def small(width: int) -> Kind:
     return Kind("clouds", lambda d: models.MLP(6, d.classes, width, 2), Recipe(60, 1e-2, 32))
 
 
-def quickly(stage: str, bench: methods.Bench) -> methods.Config:
-    """A stage of few steps."""
-    refined: methods.Config = {"samples": 128, "refine": {"what": "weights", "steps": 3}}
-    return refined if stage == "refined" else {"calibrate": methods.BARE} if stage == "oneshot" else {}
-
-
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """One small task, and one whose parents differ in width."""
@@ -47,7 +42,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tasks.TASKS, "clouds", tasks.Task("clouds", ("small", "small")))
     monkeypatch.setitem(tasks.TASKS, "widths", tasks.Task("narrow <- small", ("narrow", "small")))
     monkeypatch.setattr(methods, "STEPS", 5)
-    monkeypatch.setattr(methods, "_extra", quickly)
+    monkeypatch.setattr(methods, "REFINE_STEPS", 3)
+    monkeypatch.setattr(methods, "REFINE", 128)
 
 
 @pytest.fixture
@@ -91,6 +87,14 @@ def test_what_has_a_record_is_not_measured_again(entry, tmp_path: Path) -> None:
     first = measured(entry, tmp_path, *options)
     assert measured(entry, tmp_path, *options) == first
     assert len(measured(entry, tmp_path, *options, "--again")) == 2 * len(first)
+
+
+def test_auto_has_every_stage_and_refines_only_when_it_may(entry, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(methods, "METHODS", {"auto": Method("auto", ({"method": "auto", "budget": 1e-3},))})
+    records = measured(entry, tmp_path, "--tasks", "clouds", "--methods", "auto", "--stages", "oneshot,refined")
+    assert [r["config"]["refine"]["what"] for r in records] == ["none", "default"]
+    assert records[0]["config"]["calibrate"] == methods.BARE and "calibrate" not in records[1]["config"]
+    assert [r["samples"] for r in records] == [512, 128]
 
 
 def test_widths_have_no_plain_average_and_say_so(entry, tmp_path: Path) -> None:

@@ -235,6 +235,15 @@ def test_auto_tries_no_more_than_its_budget_allows() -> None:
     assert len(result.report["tried"]) == 1 and result.report["refinement"] == {}
 
 
+def test_auto_keeps_to_a_calibration_and_to_no_refinement() -> None:
+    config = {"method": "auto", "calibrate": {"method": "batch_norm"}, "refine": {"what": "none"}}
+    result = graphfuse.fuse([net(1), net(2)], data=inputs(8), config=config)
+    assert len(result.report["tried"]) == 8 and result.report["refinement"] == {}
+    assert not any("calibrate" in entry["settings"] for entry in result.report["tried"])
+    assert result.report["config"]["calibrate"]["method"] == "batch_norm"
+    assert all(0 < -entry["score"] < 2 for entry in result.report["tried"])  # one minus a correlation
+
+
 def test_auto_reads_what_its_refinement_may_see() -> None:
     read: list[int] = []
 

@@ -27,6 +27,8 @@ SAMPLES, BATCH = 512, 64
 STEPS, RATES, TUNING_SEED = 60, (1e-4, 3e-4, 1e-3), 1_000_003
 POINTS, BARRIER = 11, 1000
 BARE = {"method": "batch_norm", "batch_norm": True}
+BUDGET = 300
+"""Seconds that auto may take, roughly."""
 UNALIGNED = {role: {"align": False} for role in ROLES}
 STAGES = ("oneshot", "calibrated", "refined", "tuned", "barrier")
 NO_LABELS = "there are no labels to train these parents with"
@@ -39,19 +41,10 @@ FUSED = ("oneshot", "calibrated", "refined")
 
 @dataclass(frozen=True)
 class Method:
-    """A column of the tables; of several configs the one that is best on validation data, and without any no fusion.
-
-    A method that is ``whole`` calibrates and refines by itself, and has no stages before that.
-    """
+    """A column of the tables; of several configs the one that is best on validation data, and without any no fusion."""
 
     title: str
     configs: tuple[Config, ...] = ()
-    whole: bool = False
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """The stages that it has."""
-        return ("refined", "tuned") if self.whole else STAGES
 
 
 UNITS: Config = {"symmetry": "permutation"}
@@ -68,7 +61,7 @@ METHODS: dict[str, Method] = {
         {**UNITS, "driver": "flow", "method": "activations", "solver": "sinkhorn"},
     )),
     "default": Method("graphfuse default", ({},)),
-    "auto": Method("graphfuse auto", ({"method": "auto"},), whole=True),
+    "auto": Method("graphfuse auto", ({"method": "auto", "budget": BUDGET},)),
 }  # fmt: skip
 
 
@@ -157,13 +150,12 @@ def _fusions(method: Method, bench: Bench, stages: Sequence[str]) -> dict[str, C
     results: dict[str, FuseResult] = {}
     needed = set(stages) | ({"oneshot"} if "barrier" in stages else set())
     needed |= set(FUSED) if "tuned" in stages else set()
-    for stage in (stage for stage in FUSED if stage in method.stages):
-        if stage in needed:
-            more = _told(bench) if method.whole else _extra(stage, bench)
-            try:
-                results[stage], found[stage] = _best(bench, [{**config, **more} for config in method.configs])
-            except Skipped as reason:
-                found[stage] = {"skipped": str(reason)}
+    for stage in (stage for stage in FUSED if stage in needed):
+        try:
+            configs = [{**config, **_extra(stage, bench, config)} for config in method.configs]
+            results[stage], found[stage] = _best(bench, configs)
+        except Skipped as reason:
+            found[stage] = {"skipped": str(reason)}
     models = {stage: result.model for stage, result in results.items()}
     later: dict[str, Callable[[], Cell]] = {
         "tuned": lambda: _tuned_best(bench, models, found),
@@ -177,16 +169,13 @@ def _fusions(method: Method, bench: Bench, stages: Sequence[str]) -> dict[str, C
     return found
 
 
-def _told(bench: Bench) -> Config:
-    """What a refinement is told: targets of labelled data are classes, so outputs are logits."""
+def _extra(stage: str, bench: Bench, config: Config) -> Config:
+    """What a stage adds to a config. Targets of labelled data are classes, so outputs are logits."""
+    if stage != "refined":
+        return {"refine": {"what": "none"}, **({"calibrate": BARE} if stage == "oneshot" else {})}
     loss = "divergence" if bench.labelled else "squared"
-    return {"refine": {"loss": loss, "steps": REFINE_STEPS, "samples": REFINE}}
-
-
-def _extra(stage: str, bench: Bench) -> Config:
-    """What a stage adds to the config of a method."""
-    extra: dict[str, Config] = {"oneshot": {"calibrate": BARE}, "calibrated": {}}
-    return extra.get(stage, {"refine": {"what": "weights", **_told(bench)["refine"]}})
+    what = "default" if config.get("method") == "auto" else "weights"  # auto refines only what it has chosen
+    return {"refine": {"what": what, "loss": loss, "steps": REFINE_STEPS, "samples": REFINE}}
 
 
 def _best(bench: Bench, configs: Sequence[Config]) -> tuple[FuseResult, Cell]:

@@ -23,18 +23,16 @@ def judge_of(prepared: Prepared) -> Judge | None:
     """A judge of alignments of these models; None where there is one solution only.
 
     A map that suits the weights of the average best need not suit what calibration makes of it, so each solution is
-    calibrated as the result will be, on the other inputs. Where that does not fit outputs, their scale says nothing:
-    averages shrink them, and what is nearest to the mean may be what varies least (docs/transport.md).
+    calibrated as the result will be, on the other inputs.
     """
     if prepared.method != "both":
         return None
-    aim = "squared" if prepared.config.calibrate.method == "least_squares" else "correlation"
     seen, held = parted(prepared.data, HOLDOUT)
     some, target = replace(prepared, data=tuple(seen)), prepared.models[prepared.correspondence.target]
 
     @torch.no_grad()
     def distance(alignment: Alignment, shares: Sequence[float]) -> float:
-        teacher = Teacher.of(prepared.models, shares, held, aim)
+        teacher = Teacher.of(prepared.models, shares, held, prepared.config.calibrate.aim)
         plain = average(prepared, alignment, shares)
         return teacher.distance(target, calibrate(some, alignment, plain, shares).state)
 

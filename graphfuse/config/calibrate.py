@@ -49,6 +49,12 @@ class CalibrateConfig(Settings):
     )  # fmt: skip
 
     @property
+    def aim(self) -> Literal["squared", "correlation"]:
+        """How far a model is from its parents' mean outputs, before anything is refined: where nothing fits outputs,
+        averages shrink them, and what is nearest to the mean may be what varies least (docs/transport.md)."""
+        return "squared" if self.method == "least_squares" else "correlation"
+
+    @property
     def ridges(self) -> tuple[float, ...]:
         """The pulls to choose from."""
         return self.ridge if isinstance(self.ridge, tuple) else (self.ridge,)

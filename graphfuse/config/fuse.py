@@ -35,8 +35,9 @@ class FuseConfig(Settings):
         "calibrated, comes nearest to the models' mean outputs on held-out inputs (where no calibration fits outputs: "
         "what correlates best with them). default: both when data is given (activations where a filter or cost speaks "
         "of them, and with driver flow), else weights. auto: all of these and more are tried within the time budget, "
-        "scored on held-out inputs, and the best is refined. Source: for both kinds of evidence, Singh and Jaggi "
-        "(arXiv 1910.05653) and Git Re-Basin (arXiv 2209.04836), section 3.",
+        "scored on held-out inputs, and the best is refined; what calibrate.method and refine.what say but for their "
+        "defaults is kept. Source: for both kinds of evidence, Singh and Jaggi (arXiv 1910.05653) and Git Re-Basin "
+        "(arXiv 2209.04836), section 3.",
     )
     budget: float = Field(120, gt=0, description="Seconds that method auto may take, roughly.")
     symmetry: Literal["permutation", "full"] = Field(
@@ -201,7 +202,8 @@ class FuseConfig(Settings):
     @property
     def reads(self) -> int:
         """Inputs of the data that are read at all."""
-        refines = self.refine.what != "none" or self.method == "auto"
+        what = self.refine.what
+        refines = self.method == "auto" if what == "default" else what != "none"
         return max(self.samples, self.refine.samples or 0) if refines else self.samples
 
     def metric_for(self, method: str) -> Measure:

@@ -8,18 +8,19 @@ from pydantic import Field
 
 from graphfuse.config.base import Settings
 
-Refined = Literal["none", "maps", "weights", "both"]
+Refined = Literal["default", "none", "maps", "weights", "both"]
 
 
 class RefineConfig(Settings):
     """What is optimised by gradient on unlabelled inputs, towards the parents' mean outputs, and for how long."""
 
     what: Refined = Field(
-        "none",
-        description="none; maps: the couplings, by straight-through Sinkhorn, and the rotations, before averaging; "
-        "weights: the calibrated weights themselves; both: one after the other. Source: Mena et al., Gumbel-Sinkhorn "
-        "(arXiv 1802.08665), and Pena et al., Re-basin via implicit Sinkhorn differentiation (arXiv 2212.12042), for "
-        "maps; Hinton et al., Distilling the knowledge in a neural network (arXiv 1503.02531), for weights.",
+        "default",
+        description="default: weights with method auto, else none; none; maps: the couplings, by straight-through "
+        "Sinkhorn, and the rotations, before averaging; weights: the calibrated weights themselves; both: one after "
+        "the other. Source: Mena et al., Gumbel-Sinkhorn (arXiv 1802.08665), and Pena et al., "
+        "Re-basin via implicit Sinkhorn differentiation (arXiv 2212.12042), for maps; Hinton et al., Distilling the "
+        "knowledge in a neural network (arXiv 1503.02531), for weights.",
     )
     samples: int | None = Field(
         None,
