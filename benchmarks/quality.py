@@ -26,7 +26,7 @@ from quality.training import Store
 
 def missing(done: set[table.Key], task: str, pair: str, method: str, stages: list[str]) -> list[str]:
     """Stages of a column that have no record yet and that the column has at all."""
-    has = {"ensemble": ("oneshot",), "parents": ("oneshot", "tuned")}.get(method, methods.STAGES)
+    has = {"ensemble": ("oneshot",), "parents": ("oneshot", "longer", "tuned")}.get(method, methods.STAGES)
     return [stage for stage in stages if stage in has and (task, pair, method, stage) not in done]
 
 

@@ -42,8 +42,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tasks.TASKS, "clouds", tasks.Task("clouds", ("small", "small")))
     monkeypatch.setitem(tasks.TASKS, "widths", tasks.Task("narrow <- small", ("narrow", "small")))
     monkeypatch.setattr(methods, "STEPS", 5)
-    monkeypatch.setattr(methods, "REFINE_STEPS", 3)
-    monkeypatch.setattr(methods, "REFINE", 128)
+    monkeypatch.setattr(methods, "REFINE", {"refined": (128, 3), "longer": (256, 4)})
 
 
 @pytest.fixture
@@ -69,7 +68,8 @@ def test_every_cell_leaves_a_record_and_stands_in_a_table(entry, tmp_path: Path,
     cells = {(r["method"], r["stage"]): r for r in records}
     assert len(cells) == len(records)
     fused = {(method, stage) for method in ("plain", "weights") for stage in methods.STAGES}
-    assert set(cells) == fused | {("parents", "oneshot"), ("parents", "tuned"), ("ensemble", "oneshot")}
+    own = {("parents", stage) for stage in ("oneshot", "longer", "tuned")}
+    assert set(cells) == fused | own | {("ensemble", "oneshot")}
     assert all(("test" in r) != ("skipped" in r) for r in records)
     assert all({"task", "pair", "seeds", "commit", "torch", "time"} <= set(r) for r in records)
     first, second = (one["test"] for one in cells["parents", "oneshot"]["each"])

@@ -9,33 +9,35 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from graphfuse.config import RefineConfig
 from graphfuse.errors import GraphFuseError
 from graphfuse.evaluation.states import restated
 from graphfuse.fuse import FuseResult, fuse
-from graphfuse.lockstep import as_batch
+from graphfuse.lockstep import as_batch, parted
+from graphfuse.refine.weights import refine_weights
 from graphfuse.roles import ROLES
 from quality import training
 from quality.data import Data, Part
 from quality.tasks import Task
 
 SAMPLES, BATCH = 512, 64
-STEPS, RATES, TUNING_SEED = 60, (1e-4, 3e-4, 1e-3), 1_000_003
+STEPS, RATES, TUNING_SEED = 60, (1e-5, 1e-4, 3e-4, 1e-3), 1_000_003
 POINTS, BARRIER = 11, 1000
 BARE = {"method": "batch_norm", "batch_norm": True}
 BUDGET = 300
 """Seconds that auto may take, roughly."""
 UNALIGNED = {role: {"align": False} for role in ROLES}
-STAGES = ("oneshot", "calibrated", "refined", "tuned", "barrier")
+STAGES = ("oneshot", "calibrated", "refined", "longer", "tuned", "barrier")
 NO_LABELS = "there are no labels to train these parents with"
 Config = dict[str, Any]
-REFINE, REFINE_STEPS = 8192, 400
+REFINE = {"refined": (8192, 400), "longer": (32768, 1000)}
 """Inputs that refinement may see, and its steps; one shot and calibration see SAMPLES."""
-FUSED = ("oneshot", "calibrated", "refined")
+FUSED = ("oneshot", "calibrated", "refined", "longer")
 """Stages that come of one call of ``fuse`` each."""
 
 
@@ -89,6 +91,11 @@ class Bench:
         return self.metric in ("accuracy", "loss")
 
     @property
+    def aim(self) -> Literal["divergence", "squared"]:
+        """What refinement descends on: targets of labelled data are classes, so outputs are logits."""
+        return "divergence" if self.labelled else "squared"
+
+    @property
     def same_shapes(self) -> bool:
         """Whether the models' plain average exists."""
         shapes = [[tuple(p.shape) for p in model.parameters()] for model in self.models]
@@ -136,6 +143,8 @@ def _parents(bench: Bench, stages: Sequence[str]) -> dict[str, Cell]:
     found: dict[str, Cell] = {}
     if "oneshot" in stages:
         found["oneshot"] = {"each": [bench.scores(model) for model in bench.models], "samples": 0}
+    if "longer" in stages:
+        found["longer"] = {"each": [_taught(bench, model) for model in bench.models], "samples": REFINE["longer"][0]}
     if "tuned" in stages and bench.labelled:
         found["tuned"] = {"each": [_tuned(bench, model) for model in bench.models], "samples": 0}
     for cell in found.values():
@@ -145,11 +154,21 @@ def _parents(bench: Bench, stages: Sequence[str]) -> dict[str, Cell]:
     return found if bench.labelled else {"tuned": {"skipped": NO_LABELS}, **found}
 
 
+def _taught(bench: Bench, parent: nn.Module) -> dict[str, float]:
+    """One parent, refined towards the mean outputs of all as the fused models are: what fusing has to beat."""
+    begin, (samples, steps) = time.perf_counter(), REFINE["longer"]
+    model, shares = copy.deepcopy(parent), [1 / len(bench.models)] * len(bench.models)
+    config = RefineConfig.model_validate({"loss": bench.aim, "steps": steps})
+    seen, held = parted([as_batch(batch) for batch in bench.unlabelled(samples)], config.holdout)
+    refine_weights(model, bench.models, shares, seen, held, config)
+    return {**bench.scores(model), "seconds": time.perf_counter() - begin}
+
+
 def _fusions(method: Method, bench: Bench, stages: Sequence[str]) -> dict[str, Cell]:
     found: dict[str, Cell] = {}
     results: dict[str, FuseResult] = {}
     needed = set(stages) | ({"oneshot"} if "barrier" in stages else set())
-    needed |= set(FUSED) if "tuned" in stages else set()
+    needed |= {"oneshot", "calibrated", "refined"} if "tuned" in stages else set()
     for stage in (stage for stage in FUSED if stage in needed):
         try:
             configs = [{**config, **_extra(stage, bench, config)} for config in method.configs]
@@ -170,12 +189,12 @@ def _fusions(method: Method, bench: Bench, stages: Sequence[str]) -> dict[str, C
 
 
 def _extra(stage: str, bench: Bench, config: Config) -> Config:
-    """What a stage adds to a config. Targets of labelled data are classes, so outputs are logits."""
-    if stage != "refined":
+    """What a stage adds to a config."""
+    if stage not in REFINE:
         return {"refine": {"what": "none"}, **({"calibrate": BARE} if stage == "oneshot" else {})}
-    loss = "divergence" if bench.labelled else "squared"
+    samples, steps = REFINE[stage]
     what = "default" if config.get("method") == "auto" else "weights"  # auto refines only what it has chosen
-    return {"refine": {"what": what, "loss": loss, "steps": REFINE_STEPS, "samples": REFINE}}
+    return {"refine": {"what": what, "loss": bench.aim, "steps": steps, "samples": samples}}
 
 
 def _best(bench: Bench, configs: Sequence[Config]) -> tuple[FuseResult, Cell]:
