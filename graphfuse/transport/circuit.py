@@ -33,7 +33,7 @@ def wire(graph: SymmetryGraph, axes: Sequence[Axis], config: FlowConfig) -> Wiri
     free = free_heads(graph, axes, heads) if config.heads == "free" else set[int]()
     axes = [axis for axis in axes if axis.id not in (free if config.heads == "free" else heads)]
     walked = walk(graph, axes, config)
-    order = _order(walked, {axis.id: axis for axis in axes})
+    order = _order(walked, {axis.id: axis for axis in axes}, graph.tensors)
     numbers = _numbers(walked, order)
     labels = {name: _label(graph.tensors[name], walked, numbers) for name in graph.tensors}
     nodes = {
@@ -54,11 +54,13 @@ def wire(graph: SymmetryGraph, axes: Sequence[Axis], config: FlowConfig) -> Wiri
 # ---------------------------------------------------------------------- order
 
 
-def _order(walked: Walked, axes: Mapping[int, Axis]) -> list[int]:
-    """Roots, a join after its operands, an axis after those whose maps depend on it."""
+def _order(walked: Walked, axes: Mapping[int, Axis], labels: Mapping[str, TensorLabel]) -> list[int]:
+    """Roots, a join after its operands, an axis after those inside it, but for those that are made of what it moves:
+    where layers share their heads, those of the first layer decide."""
     store = walked.store
     placed: dict[int, None] = {}
     roots = sorted(store.roots(), key=lambda root: (store.source(root).born, root))
+    ways = {root: _ways(walked, root, labels) for root in roots}
 
     def place(root: int) -> None:
         if root in placed:
@@ -67,14 +69,46 @@ def _order(walked: Walked, axes: Mapping[int, Axis]) -> list[int]:
         if source.join is not None:
             place(store.find(source.join.skip.wire))
             place(store.find(source.join.branch.wire))
-        for other in roots:
-            if source.axis in axes[store.source(other).axis].context:
+        inside = [other for other in roots if source.axis in axes[store.source(other).axis].context]
+        before = _known_without(root, ways) if inside else ()
+        for other in inside:
+            if other in before:
                 place(other)
         placed[root] = None
 
     for root in roots:
         place(root)
     return list(placed)
+
+
+def _ways(walked: Walked, root: int, labels: Mapping[str, TensorLabel]) -> list[set[int]]:
+    """The ways to a wire's map, each by the wires it takes: those of a sum's operands, or of what a producer reads.
+
+    A vector (a bias) is none, as it tells little of a unit.
+    """
+    source, find = walked.store.source(root), walked.store.find
+    if source.join is not None:
+        return [{find(source.join.skip.wire), find(source.join.branch.wire)}]
+    return [
+        {
+            find(wire)
+            for (d, _), wire in zip(places(labels[name].dims), walked.tensors[name], strict=True)
+            if wire >= 0 and labels[name].consumed[d]
+        }
+        for name in source.tensors
+        if sum(size > 1 for size in labels[name].shape) > 1
+    ]
+
+
+def _known_without(root: int, ways: Mapping[int, Sequence[set[int]]]) -> set[int]:
+    """The wires whose maps can be found before that of ``root``."""
+    known, count = set[int](), -1
+    while len(known) > count:
+        count = len(known)
+        for wire, some in ways.items():
+            if wire != root and (not some or any(way <= known for way in some)):
+                known.add(wire)
+    return known
 
 
 def _numbers(walked: Walked, order: Sequence[int]) -> dict[int, int]:
