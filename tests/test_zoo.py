@@ -64,7 +64,7 @@ IMAGES = ("vit_tiny_patch16_224", "convnext_atto", "beit_base_patch16_224", "eva
           "vit_relpos_small_patch16_224", "deit_tiny_distilled_patch16_224", "vit_base_patch16_siglip_224",
           "swin_tiny_patch4_window7_224")  # fmt: skip
 LEFT_OUT = {
-    "transformers/longformer": "weights that nothing runs on these inputs stand alone, with two orders to be found at once",
+    "transformers/longformer": "weights that nothing runs on these inputs, so that two orders are to be found at once",
     "transformers/sam": "half a minute",
     "transformers/rt_detr": "half a minute",
 }
