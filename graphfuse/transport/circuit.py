@@ -70,11 +70,16 @@ def _order(walked: Walked, axes: Mapping[int, Axis], labels: Mapping[str, Tensor
             place(store.find(source.join.skip.wire))
             place(store.find(source.join.branch.wire))
         inside = [other for other in roots if source.axis in axes[store.source(other).axis].context]
-        before = _known_without(root, ways) if inside else ()
+        before = _known_without(root, ways) if inside else {}
         for other in inside:
             if other in before:
-                place(other)
+                reach(other, before)
         placed[root] = None
+
+    def reach(root: int, taken: Mapping[int, set[int]]) -> None:
+        for other in sorted(taken[root] - placed.keys()):
+            reach(other, taken)
+        place(root)
 
     for root in roots:
         place(root)
@@ -100,14 +105,15 @@ def _ways(walked: Walked, root: int, labels: Mapping[str, TensorLabel]) -> list[
     ]
 
 
-def _known_without(root: int, ways: Mapping[int, Sequence[set[int]]]) -> set[int]:
-    """The wires whose maps can be found before that of ``root``."""
-    known, count = set[int](), -1
+def _known_without(root: int, ways: Mapping[int, Sequence[set[int]]]) -> dict[int, set[int]]:
+    """The wires whose maps can be found before that of ``root``, each with the way to it."""
+    known, count = dict[int, set[int]](), -1
     while len(known) > count:
         count = len(known)
         for wire, some in ways.items():
-            if wire != root and (not some or any(way <= known for way in some)):
-                known.add(wire)
+            way = next((way for way in some if way <= known.keys()), None if some else set[int]())
+            if wire != root and wire not in known and way is not None:
+                known[wire] = way
     return known
 
 
