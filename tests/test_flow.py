@@ -128,8 +128,49 @@ class Queries(nn.Module):
         return self.head(y + self.out(scores @ self.v(x)))
 
 
+class Reduced(nn.Module):
+    """Queries see the stream; keys and values a map of it that a layer made, which comes after the queries."""
+
+    def __init__(self, width: int = 24, heads: int = 4) -> None:
+        super().__init__()
+        self.heads, self.inp, self.q, self.reduce = heads, nn.Linear(5, width), *(nn.Linear(width, width) for _ in "qr")
+        self.kv, self.out, self.head = (
+            nn.Linear(width, 2 * width, bias=False),
+            nn.Linear(width, width),
+            nn.Linear(width, 3),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inp(x)
+        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        kv = self.kv(torch.tanh(self.reduce(x[:, ::2]))).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        y = nn.functional.scaled_dot_product_attention(q, kv[0], kv[1]).transpose(1, 2).flatten(2)
+        return self.head(x + self.out(y))
+
+
+class Biased(nn.Module):
+    """Two layers of attention that add the same positional bias to their scores, and so share their heads."""
+
+    def __init__(self, width: int = 24, heads: int = 4) -> None:
+        super().__init__()
+        self.heads, self.bias = heads, nn.Parameter(torch.randn(heads, 6, 6))
+        self.inp, self.head = nn.Linear(5, width), nn.Linear(width, 3)
+        self.layers = [[nn.Linear(width, width, bias=False) for _ in range(4)] for _ in range(2)]
+        self.all = nn.ModuleList(linear for layer in self.layers for linear in layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inp(x)
+        for *qkv, out in self.layers:
+            q, k, v = (y(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in qkv)
+            scores = (q @ k.transpose(-1, -2) + self.bias).softmax(-1)
+            x = x + out((scores @ v).transpose(1, 2).flatten(2))
+        return self.head(x)
+
+
 CASES = {
     **ZOO,
+    "biased": (Biased, lambda: torch.randn(64, 6, 5)),
+    "reduced": (Reduced, lambda: torch.randn(64, 6, 5)),
     "patches": (Patches, lambda: images(16)),
     "skipping": (Skipping, lambda: torch.randn(64, 5)),
     "stacked": (Stacked, lambda: torch.randn(16, 6, 5)),

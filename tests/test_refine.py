@@ -236,12 +236,16 @@ def test_auto_tries_no_more_than_its_budget_allows() -> None:
 
 
 def test_auto_keeps_to_a_calibration_and_to_no_refinement() -> None:
+    models: list[nn.Module] = [net(1), net(2)]
     config = {"method": "auto", "calibrate": {"method": "batch_norm"}, "refine": {"what": "none"}}
-    result = graphfuse.fuse([net(1), net(2)], data=inputs(8), config=config)
+    result = graphfuse.fuse(models, data=inputs(8), config=config)
     assert len(result.report["tried"]) == 8 and result.report["refinement"] == {}
     assert not any("calibrate" in entry["settings"] for entry in result.report["tried"])
     assert result.report["config"]["calibrate"]["method"] == "batch_norm"
-    assert all(0 < -entry["score"] < 2 for entry in result.report["tried"])  # one minus a correlation
+    plain = next(entry for entry in result.report["tried"] if "roles" in entry["settings"])
+    average = graphfuse.fuse(models, data=inputs(8), config={**plain["settings"], "calibrate": config["calibrate"]})
+    held = parted([Batch((x,), {}) for x in inputs(8)], 0.2)[1]
+    assert -plain["score"] == pytest.approx(Teacher.of(models, SHARES, held, "correlation").distance(average.model))
 
 
 def test_auto_reads_what_its_refinement_may_see() -> None:

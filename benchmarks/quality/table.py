@@ -14,7 +14,7 @@ from quality.tasks import TASKS
 TITLES = {
     "oneshot": "One shot: aligned and averaged, batch norms re-estimated, nothing else calibrated",
     "calibrated": "After calibration on at most 512 unlabelled inputs",
-    "refined": "After refinement by gradient, without labels: 400 steps",
+    "refined": "After refinement by gradient for 400 steps, without labels",
     "longer": "The same for 1,000 steps; of parents each one, refined towards the mean of both",
     "tuned": "After the same short fine-tuning with labels, of the best stage on validation data",
     "barrier": "Loss barrier between the first parent and the aligned second, one shot",

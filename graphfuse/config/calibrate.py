@@ -50,7 +50,7 @@ class CalibrateConfig(Settings):
 
     @property
     def aim(self) -> Literal["squared", "correlation"]:
-        """How far a model is from its parents' mean outputs, before anything is refined: where nothing fits outputs,
+        """What averages are compared by, against their parents' mean outputs. Where no calibration fits outputs,
         averages shrink them, and what is nearest to the mean may be what varies least (docs/transport.md)."""
         return "squared" if self.method == "least_squares" else "correlation"
 
