@@ -57,7 +57,7 @@ class Alignment:
 
     It knows the layout of every parameter and moved buffer, so it applies to any checkpoint of the same architecture.
     ``folds`` are gains that go into the layers that read them before anything is carried.
-    Where maps differ from place to place (``driver: flow``), ``axes`` has one entry for each map, and ``labels`` says
+    Where maps differ from place to place (``driver`` flow), ``axes`` has one entry for each map, and ``labels`` says
     which tensor has which; ``nodes`` says it of the target's activations.
     """
 
@@ -70,6 +70,7 @@ class Alignment:
     folds: tuple[Fold, ...] = ()
     notes: tuple[str, ...] = ()
     nodes: Mapping[str, tuple[Layout | None, ...]] = field(default_factory=dict)
+    driver: str = "coordinate"
 
     def apply(self, state: Mapping[str, Tensor], model: int = 1) -> dict[str, Tensor]:
         """A checkpoint of one of the models, in the target's coordinates.
@@ -194,6 +195,7 @@ class Alignment:
         return {
             "target": self.target,
             "method": self.method,
+            "driver": self.driver,
             "axes": [
                 {"id": a.id, "name": a.name, "role": a.role, "size": a.size, "context": list(a.context)}
                 for a in self.axes
@@ -256,6 +258,7 @@ def _encode(alignment: Alignment) -> dict[str, Any]:
     return {
         "target": alignment.target,
         "method": alignment.method,
+        "driver": alignment.driver,
         "axes": [[a.id, a.name, a.role, a.size, int(a.symmetry), list(a.context)] for a in alignment.axes],
         "labels": [
             [x.name, list(x.shape), layout_out(x.dims), list(x.consumed), list(x.gains)]
@@ -295,6 +298,7 @@ def _decode(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Align
     return Alignment(
         target=int(document["target"]),
         method=str(document["method"]),
+        driver=str(document.get("driver", "coordinate")),
         axes=tuple(
             Axis(id, name, role, size, SymmetryClass(symmetry), tuple(context), tuple(touches.get(id, ())))
             for id, name, role, size, symmetry, context in document["axes"]

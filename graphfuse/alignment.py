@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from graphfuse.aligned import Aligned, Alignment
@@ -31,6 +31,9 @@ __all__ = ["Aligned", "Alignment", "Judge", "Prepared", "Progress", "frame", "ma
 
 logger = logging.getLogger(__name__)
 
+FLOWING = {"driver": "flow", "method": "activations", "solver": "sinkhorn"}
+"""The settings of soft maps that flow along edges."""
+
 Judge = Callable[[Alignment, Sequence[float]], float]
 """An alignment and the models' shares -> how bad their average is; the lower, the better."""
 
@@ -39,8 +42,28 @@ def match(prepared: Prepared, progress: Progress | None = None, judge: Judge | N
     """Solve the maps of every model onto the target.
 
     Where there are several solutions (method both), the one of the lowest ``judge`` is taken; without a judge the
-    first, by weights from what activations found.
+    first, by weights from what activations found. Where widths differ, maps that flow are one of them.
     """
+    found = _matched(prepared, progress, judge)
+    if judge is None or not _flows_too(prepared):
+        return found
+    config = prepared.config.model_copy(update=FLOWING)
+    both = found, _matched(replace(prepared, config=config, method="activations"), progress, None)
+    chosen = _best(both, judge, prepared.config.shares(len(prepared.models)), progress)
+    logger.info("kept are %s", ("maps of axes", "maps that flow")[chosen])
+    return both[chosen]
+
+
+def _flows_too(prepared: Prepared) -> bool:
+    """Whether the flow driver has a say: maps are couplings, not permutations, as widths differ."""
+    first, *others = prepared.correspondence.sizes
+    config = prepared.config
+    usual = config.driver == "default" and config.scheme == "anchor" and config.solver == "assignment"
+    return usual and prepared.method == "both" and any(sizes[id] != first[id] for sizes in others for id in sizes)
+
+
+def _matched(prepared: Prepared, progress: Progress | None, judge: Judge | None) -> Alignment:
+    """The maps of every model onto the target, by one driver."""
     prepared, forms = normal_forms(prepared)
     task, notes = _Task.of(prepared, forms), list[str]()
     target, count = prepared.correspondence.target, len(prepared.models)
@@ -49,7 +72,8 @@ def match(prepared: Prepared, progress: Progress | None = None, judge: Judge | N
         _check_still(prepared, task.still, k)
         with Scratch(room_for(task.problems[k])) as scratch:
             found = _solved(task, k, notes, progress, scratch)
-        solutions[k] = _best(task, k, found, judge, progress)
+        shares = [0.5 if i in (k, target) else 0.0 for i in range(count)]
+        solutions[k] = found[_best([task.alignment({k: x}) for x in found], judge, shares, progress)]
         _log(task, k, solutions[k], found)
         if progress is not None:
             progress("match", done, count)
@@ -68,8 +92,10 @@ def _log(task: _Task, k: int, chosen: Solution, found: Sequence[Solution]) -> No
             logger.debug("model %d, %s: agreement %.3f", k, axis.name, chosen.agreement[axis.id].value)
 
 
-def frame(prepared: Prepared) -> Alignment:
-    """All that an alignment of these models has but the maps: axes, layouts, folds and sizes."""
+def frame(prepared: Prepared, driver: str) -> Alignment:
+    """All that an alignment of these models by a driver has but the maps: axes, layouts, folds and sizes."""
+    if prepared.config.driver == "default":
+        prepared = replace(prepared, config=prepared.config.model_copy(update={"driver": driver}))
     prepared, forms = normal_forms(prepared)
     return _Task.of(prepared, forms).alignment({})
 
@@ -122,27 +148,26 @@ class _Task:
             folds=prepared.folds,
             notes=tuple(dict.fromkeys(notes)),
             nodes=wiring.nodes,
+            driver="flow" if flows else "coordinate",
         )
 
 
 _NOTHING = Solution({}, {}, 0, 0.0)
 
 
-def _best(task: _Task, k: int, found: Sequence[Solution], judge: Judge | None, progress: Progress | None) -> Solution:
-    """The solution by which target and model make the best average, in equal shares."""
-    if judge is None or len(found) == 1:
-        return found[0]
-    target = task.prepared.correspondence.target
-    shares = [0.5 if i in (k, target) else 0.0 for i in range(len(task.prepared.models))]
+def _best(options: Sequence[Alignment], judge: Judge | None, shares: Sequence[float], progress: Progress | None) -> int:
+    """Which alignment makes the best average, in these shares; the first where that cannot be told."""
+    if judge is None or len(options) == 1:
+        return 0
     try:
         costs = list[float]()
-        for solution in found:
-            costs.append(judge(task.alignment({k: solution}), shares))
+        for option in options:
+            costs.append(judge(option, shares))
             if progress is not None:
-                progress("choose", len(costs), len(found))
-        return found[costs.index(min(costs))]
+                progress("choose", len(costs), len(options))
+        return costs.index(min(costs))
     except DataError:  # no outputs that could be compared
-        return found[0]
+        return 0
 
 
 def _together(task: _Task, anchored: Mapping[int, Solution]) -> dict[int, Solution]:

@@ -61,7 +61,7 @@ def turned_back(maps: Maps, own: Elements, target: Elements) -> dict[int, AxisMa
 
 def _kind(axis: Axis, config: FuseConfig) -> str:
     """Which normal form an axis has: scaled, linear, or none."""
-    if config.symmetry != "full" or config.driver != "coordinate":
+    if config.symmetry != "full" or config.driver == "flow":
         return ""
     if not config.for_axis(axis.name, axis.role).align:
         return ""

@@ -18,7 +18,7 @@ def reused(prepared: Prepared, alignment: Alignment) -> Alignment:
     CorrespondenceError
         It has other models, axes or tensors, or folds other gains; names the first difference.
     """
-    for what, got, expected in _differences(alignment, frame(prepared)):
+    for what, got, expected in _differences(alignment, frame(prepared, alignment.driver)):
         raise CorrespondenceError(
             f"the alignment given is not one of these models: it has other {what}.\n  got: {got}\n"
             f"  expected: {expected}\n  what to do: align these models with the same config, or leave the alignment out"

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from graphfuse.aligned import Alignment
+from graphfuse.alignment import FLOWING
 from graphfuse.average import shares_of
 from graphfuse.capture import state_of
 from graphfuse.config import FuseConfig
@@ -42,7 +43,7 @@ WITH_DATA: tuple[Settings, ...] = (
     {"method": "blend", "symmetry": "full"},
     {"method": "weights", "symmetry": "permutation"},
     {"method": "activations", "symmetry": "permutation"},
-    {"method": "activations", "symmetry": "permutation", "driver": "flow", "solver": "sinkhorn"},
+    {"symmetry": "permutation", **FLOWING},
     UNALIGNED,
 )
 WITHOUT: tuple[Settings, ...] = (

@@ -31,6 +31,7 @@ from graphfuse.errors import (
     GraphFuseError,
     OutputError,
 )
+from graphfuse.fuse import fuse
 from graphfuse.maps import AxisMap
 from graphfuse.permutations import permuted, sample
 from graphfuse.symmetry import trace
@@ -404,6 +405,37 @@ def test_a_judge_chooses_among_both_starts_and_activations_alone() -> None:
         assert len(seen) == 3
         assert same_maps(found.models[1].maps, seen[chosen].models[1].maps)
         assert same_maps(seen[chosen].models[1].maps, alone) == (chosen == 2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("hidden", "config", "flows"),
+    [
+        (10, {}, True),
+        (10, {"driver": "coordinate"}, False),
+        (10, {"solver": "emd"}, False),
+        (10, {"method": "activations"}, False),
+        (11, {}, False),
+    ],
+)
+def test_maps_that_flow_are_among_the_solutions_where_widths_differ(
+    hidden: int, config: dict[str, Any], flows: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    models: list[nn.Module] = [MLP(), MLP((5, hidden, 7, 3))]
+    x = torch.randn(100, 5)
+    prepared = prepare(models, data=[x], config=config)
+    found = match(prepared, judge=lambda alignment, shares: float(alignment.driver != "flow"))
+    assert found.driver == ("flow" if flows else "coordinate")
+    if flows:
+        soft = {"driver": "flow", "method": "activations", "solver": "sinkhorn"}
+        wanted, state = align(models, data=[x], config=soft), models[1].state_dict()
+        assert all(torch.equal(y, wanted.apply(state)[name]) for name, y in found.apply(state).items())
+    found.save(tmp_path / "maps.safetensors")
+    loaded = Alignment.load(tmp_path / "maps.safetensors")
+    assert loaded.driver == found.driver
+    again = fuse(models, data=[x], config=config, alignment=loaded)
+    assert again.report["alignment"]["driver"] == found.driver
 
 
 def same_maps(a: Mapping[int, AxisMap], b: Mapping[int, AxisMap]) -> bool:

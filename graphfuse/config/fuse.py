@@ -22,7 +22,7 @@ from graphfuse.config.transport import RoleConfig, Scale, Solver, expect_share
 
 Method = Literal["default", "weights", "activations", "both", "blend", "auto"]
 Scheme = Literal["anchor", "barycenter", "cycle"]
-Driver = Literal["coordinate", "flow"]
+Driver = Literal["default", "coordinate", "flow"]
 
 
 class FuseConfig(Settings):
@@ -31,7 +31,8 @@ class FuseConfig(Settings):
     method: Method = Field(
         "default",
         description="What units are compared by: their weights, their activations on data, both or a blend. both: "
-        "sweeps by weights, from what activations found and from scratch, and activations alone; kept is what, once "
+        "sweeps by weights, from what activations found and from scratch, and activations alone (see also driver); "
+        "kept is what, once "
         "calibrated, comes nearest to the models' mean outputs on held-out inputs (where no calibration fits outputs: "
         "what correlates best with them). default: both when data is given (activations where a filter or cost speaks "
         "of them, and with driver flow), else weights. auto: all of these and more are tried within the time budget, "
@@ -61,10 +62,12 @@ class FuseConfig(Settings):
         "Maximum-margin matrix factorization (NeurIPS 2004).",
     )
     driver: Driver = Field(
-        "coordinate",
+        "default",
         description="coordinate: one map for each axis, from all that it touches, in sweeps; flow: maps on edges, one "
         "pass in the order of the graph, each from what its producer alone shows (symmetry is then permutation). "
-        "Source: Git Re-Basin (arXiv 2209.04836), algorithm 1; for flow, Imfeld et al. (arXiv 2310.05719), section 4.",
+        "default: coordinate, and where method both has to choose and widths differ, flow by activations with solver "
+        "sinkhorn is among its solutions. Source: Git Re-Basin (arXiv 2209.04836), algorithm 1; for flow, Imfeld et "
+        "al. (arXiv 2310.05719), section 4.",
     )
     flow: FlowConfig = section(FlowConfig, "How maps flow when driver is flow.")
     solver: Solver = Field(
@@ -197,7 +200,7 @@ class FuseConfig(Settings):
     @property
     def rotating(self) -> bool:
         """Whether axes are aligned by rotations where their class allows it."""
-        return self.symmetry == "full" and self.driver == "coordinate" and self.scheme != "cycle"
+        return self.symmetry == "full" and self.driver != "flow" and self.scheme != "cycle"
 
     @property
     def reads(self) -> int:

@@ -236,23 +236,23 @@ def gram(
     )
     squares: list[Tensor] = []
     for one, two in _pieces(left, b, features, piece_of(sums.numel())):
-        x, y = _standardised(one, mean_a, std.scale_a), _standardised(two, mean_b, std.scale_b)
-        found = [_squares(entry, features) for entry in (x, y)]
+        x = _matrix(_standardised(one, mean_a, std.scale_a), batch, rows, features).to(sums)
+        y = _matrix(_standardised(two, mean_b, std.scale_b), batch, columns, features).to(sums)
+        found = [_squares(x), _squares(y)]
         squares = found if not squares else [s.add_(f) for s, f in zip(squares, found, strict=True)]
-        left_rows, right_rows = _matrix(x, batch, rows, features), _matrix(y, batch, columns, features)
-        sums.baddbmm_(left_rows.to(sums), right_rows.to(sums).mT)
+        sums.baddbmm_(x, y.mT)
+        del x, y
 
-    def vector(entry: Labelled, value: Tensor) -> Tensor:
-        rest = tuple(x for x in entry.labels if x not in features)
-        shape = [entry.value.shape[entry.labels.index(x)] for x in rest]
-        return _onto(Labelled(value.reshape(shape), rest), family).to(_wide(a))
+    def vector(labels: Sequence[int], value: Tensor) -> Tensor:
+        rest = tuple(x for x in labels if x not in features)
+        return _onto(Labelled(value.reshape([sizes[x] for x in rest]), rest), family).to(_wide(a))
 
     found = Moments(
         math.prod(sizes[x] for x in features),
-        vector(left, (mean_a - std.shift_a) * std.scale_a),
-        vector(b, (mean_b - std.shift_b) * std.scale_b),
-        vector(left, squares[0]),
-        vector(b, squares[1]),
+        vector(left.labels, (mean_a - std.shift_a) * std.scale_a),
+        vector(b.labels, (mean_b - std.shift_b) * std.scale_b),
+        vector([*batch, *rows], squares[0]),
+        vector([*batch, *columns], squares[1]),
         total.cross,
     )
     return total.with_features(found)
@@ -303,10 +303,11 @@ def _standardised(entry: Labelled, mean: Tensor, scale: float) -> Labelled:
     return Labelled(value.mul_(scale) if scale != 1 else value, entry.labels)
 
 
-def _squares(entry: Labelled, features: Sequence[int]) -> Tensor:
-    dims = _where(entry, features)
-    value = entry.value.square()
-    return value.sum(dims) if dims else value
+def _squares(matrices: Tensor) -> Tensor:
+    """Sums of squares of the rows; in one pass, without a copy, where the rows lie in a piece."""
+    if matrices.is_contiguous():
+        return torch.linalg.vector_norm(matrices, dim=-1).square()
+    return matrices.square().sum(-1)
 
 
 def _onto(entry: Labelled, family: Sequence[int]) -> Tensor:
