@@ -12,7 +12,7 @@ from torch import Tensor
 from graphfuse.carry import Labelled, in_source, in_target
 from graphfuse.config import Measure
 
-PIECE = 1 << 20  # elements of an operand that are copied at a time, or a quarter of what the table has
+PIECE = 1 << 20  # elements of an operand that are copied at a time, or an eighth of what the table has
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,7 +275,7 @@ def _where(entry: Labelled, features: Sequence[int]) -> tuple[int, ...]:
 
 def piece_of(table: int) -> int:
     """How many elements of an operand may be copied at a time for a table of this size."""
-    return max(PIECE, table // 4)
+    return max(PIECE, table // 8)
 
 
 def _pieces(a: Labelled, b: Labelled, features: Sequence[int], largest: int) -> Iterator[tuple[Labelled, Labelled]]:

@@ -68,7 +68,7 @@ class WeightEvidence:
     ) -> None:
         self.problem, self._written_by = problem, written_by
         self._patches: dict[int, list[_Patch]] = {axis.id: [] for axis in problem.axes}
-        self._piece = 2 * piece_of(problem.largest)
+        self._piece = piece_of(problem.largest)
         for label in labels:
             if standard and label.name not in state_a:
                 continue

@@ -56,13 +56,14 @@ class State:
     values: dict[int, Tensor] = field(default_factory=dict)
     quality: dict[int, Quality] = field(default_factory=dict)
     still: bool = False
+    kinds: dict[int, tuple[str, torch.dtype]] = field(default_factory=dict)
 
     def put(self, found: AxisMap) -> None:
         """Take a new map; ``still`` says whether all since it was set were as before."""
-        before = self.maps.get(found.axis)
-        one, two = before.values if before is not None else None, found.values
-        self.still = self.still and one is not None and one.dtype == two.dtype and torch.equal(one, two)
-        self.maps[found.axis] = found
+        kind = found.kind, found.values.dtype
+        alike = self.still and self.kinds.get(found.axis) == kind  # else there is no need to read what was before
+        self.still = alike and torch.equal(self.maps[found.axis].values, found.values)
+        self.kinds[found.axis], self.maps[found.axis] = kind, found
 
 
 def coordinate(
