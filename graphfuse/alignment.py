@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from graphfuse.aligned import Aligned, Alignment
+from graphfuse.config import CostConfig
 from graphfuse.correspond import Correspondence, correspond
 from graphfuse.costs.evidence import Problem
 from graphfuse.costs.magnitude import magnitudes
@@ -59,6 +60,7 @@ def _flows_too(prepared: Prepared) -> bool:
     first, *others = prepared.correspondence.sizes
     config = prepared.config
     usual = config.driver == "default" and config.scheme == "anchor" and config.solver == "assignment"
+    usual = usual and config.cost == CostConfig()  # whose costs were chosen with whole axes in mind
     return usual and prepared.method == "both" and any(sizes[id] != first[id] for sizes in others for id in sizes)
 
 

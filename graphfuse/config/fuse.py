@@ -66,8 +66,8 @@ class FuseConfig(Settings):
         description="coordinate: one map for each axis, from all that it touches, in sweeps; flow: maps on edges, one "
         "pass in the order of the graph, each from what its producer alone shows (symmetry is then permutation). "
         "default: coordinate, and where method both has to choose and widths differ, flow by activations with solver "
-        "sinkhorn is among its solutions. Source: Git Re-Basin (arXiv 2209.04836), algorithm 1; for flow, Imfeld et "
-        "al. (arXiv 2310.05719), section 4.",
+        "sinkhorn is among its solutions, unless cost or solver are set. Source: Git Re-Basin (arXiv 2209.04836), "
+        "algorithm 1; for flow, Imfeld et al. (arXiv 2310.05719), section 4.",
     )
     flow: FlowConfig = section(FlowConfig, "How maps flow when driver is flow.")
     solver: Solver = Field(
