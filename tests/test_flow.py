@@ -167,8 +167,22 @@ class Biased(nn.Module):
         return self.head(x)
 
 
+class Crossed(nn.Module):
+    """Rows along two axes, none of which is known before the other."""
+
+    def __init__(self, lines: int = 6, columns: int = 7) -> None:
+        super().__init__()
+        self.sizes, self.grid = (lines, columns), nn.Linear(5, lines * columns)
+        self.down, self.across = nn.Linear(lines, 3), nn.Linear(columns, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = torch.relu(self.grid(x)).unflatten(1, self.sizes)
+        return self.down(grid.mean(2)) + self.across(grid.mean(1))
+
+
 CASES = {
     **ZOO,
+    "crossed": (Crossed, lambda: torch.randn(64, 5)),
     "biased": (Biased, lambda: torch.randn(64, 6, 5)),
     "reduced": (Reduced, lambda: torch.randn(64, 6, 5)),
     "patches": (Patches, lambda: images(16)),

@@ -65,7 +65,6 @@ IMAGES = ("vit_tiny_patch16_224", "convnext_atto", "beit_base_patch16_224", "eva
           "swin_tiny_patch4_window7_224", "pvt_v2_b0")  # fmt: skip
 LEFT_OUT = {
     "transformers/longformer": "weights that nothing runs on these inputs, so that two orders are to be found at once",
-    "transformers/autoformer": "two axes lie side by side in the rows of one producer; one pass finds neither first",
     "transformers/sam": "half a minute",
     "transformers/rt_detr": "half a minute",
 }

@@ -9,7 +9,7 @@ counts as much as any other.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -90,14 +90,32 @@ class WeightEvidence:
         return [max(open_axes, key=lambda axis: (self._features(axis, maps), bool(inner[axis.id]), -axis.id))]
 
     def moments(self, axis: Axis, maps: Maps) -> list[Entry]:
-        """One entry, over all features of the axis whose other axes have maps."""
-        judging = [
-            (patch, position)
-            for patch in self._patches[axis.id]
-            for position in self._places(patch, axis.id)
-            if judges(patch.cell.axes, position, self.problem, maps)
-        ]
+        """One entry, over all features of the axis whose other axes have maps.
+
+        Where there are none, the means over the axes that have no map yet count as features: they are the same in
+        whatever order these are.
+        """
+        places = [(patch, p) for patch in self._patches[axis.id] for p in self._places(patch, axis.id)]
+        judging = [(patch, p) for patch, p in places if judges(patch.cell.axes, p, self.problem, maps)]
+        judging = judging or [found for patch, p in places if (found := self._averaged(patch, p, maps)) is not None]
         return [partial(self._sum, axis, judging, maps)] if judging else []
+
+    def _averaged(self, patch: _Patch, position: int, maps: Maps) -> tuple[_Patch, int] | None:
+        """A patch without the axes that have no map yet, and where the axis is then; None: it tells nothing yet."""
+        cell, moving = patch.cell, self.problem.moving
+        axis = moving[cell.axes[position]]
+        related = {axis.id, *self.problem.context(axis), *self.problem.inner[axis.id]}
+        unknown = [p for p, id in enumerate(cell.axes) if id in moving and id not in maps and id not in related]
+        kept = [p for p in range(len(cell.axes)) if p not in unknown]
+        gone = {cell.axes[p] for p in unknown}
+        if any(gone.intersection(moving[id].context) for id in cell.axes if id in moving):
+            return None
+        if not judges([cell.axes[p] for p in kept], kept.index(position), self.problem, maps):
+            return None
+        views = tuple(view.mean(unknown, dtype=torch.promote_types(view.dtype, torch.float32)) for view in cell.views)
+        axes, origin = (tuple(values[p] for p in kept) for values in (cell.axes, cell.origin))
+        duals = tuple(cell.duals[p] for p in kept) if cell.duals else ()
+        return replace(patch, cell=Cell(views, axes, origin, frozenset(axes), duals)), kept.index(position)
 
     def _sum(self, axis: Axis, judging: Sequence[tuple[_Patch, int]], maps: Maps) -> Moments:
         total: Moments | None = None
