@@ -13,7 +13,8 @@ and not called unavoidable. The ratio is of the matching; tracing, once for each
 is what is resident at the peak in a second process, in which freed blocks are given back at once (slow, and without it
 the peak is that of the allocator's leftovers), with four sweeps at most, two of them soft, after a small alignment (the
 libraries' own pages are not of the models' size); beside it, by activations, what running both models side by side on
-one batch takes by itself.
+one batch takes by itself. The memory ratio is of two models and all beyond them to two models, the largest table of
+costs and the batch.
 Needs ``pip install graphfuse[zoo]``.
 """
 
@@ -197,7 +198,7 @@ def show() -> str:
     latest = {(record["model"], record["method"]): record for record in load("align")}
     rows = [_row(latest[key]) for key in ((m, w) for m in MODELS for w in METHODS) if key in latest]
     head = ["model", "by", "parameters", "sweeps", "trace s", "match s", "products s", "assignments s", "time ratio",
-            "two models MiB", "largest cost MiB", "one batch MiB", "beyond the models MiB"]  # fmt: skip
+            "two models MiB", "largest cost MiB", "one batch MiB", "beyond the models MiB", "memory ratio"]  # fmt: skip
     return table(head, rows)
 
 
@@ -213,6 +214,7 @@ def _row(r: dict[str, Any]) -> list[str]:
         *seconds,
         f"{r['ratio']:.2f}",
         *mib,
+        f"{(r['models_bytes'] + r['extra_bytes']) / sum(r.get(key) or 0 for key in sizes[:3]):.2f}",
     ]
 
 
