@@ -35,15 +35,22 @@ def run_model(model: nn.Module, state: Mapping[str, Tensor] | None, batch: Batch
         return torch.func.functional_call(model, dict(state), batch.args, dict(batch.kwargs), tie_weights=True)
 
 
+ROOM = 1 << 30
+"""Bytes of mean outputs that are kept; those of further batches are made anew whenever they are asked for."""
+
+
 @dataclass(frozen=True, eq=False)
 class Teacher:
     """Inputs with the parents' mean outputs.
 
-    ``targets`` has, for each batch, one tensor for each floating output; ``scales`` the variance of each output.
+    ``targets`` has, for each batch, one tensor for each floating output, or None where ``models`` have to be run;
+    ``scales`` the variance of each output.
     """
 
+    models: Sequence[nn.Module]
+    shares: Sequence[float]
     batches: Sequence[Batch]
-    targets: Sequence[Sequence[Tensor]]
+    targets: Sequence[Sequence[Tensor] | None]
     scales: Sequence[float]
     loss: Aim
 
@@ -63,24 +70,18 @@ class Teacher:
         DataError
             They return no floating tensors, or such of different shapes.
         """
-        found: list[list[Tensor]] = []
+        kept: list[Sequence[Tensor] | None] = []
+        spreads: list[_Spread] = []
+        room = ROOM
         for batch in batches:
-            runs = [
-                (s, outputs_of(run_model(model, None, batch))) for s, model in zip(shares, models, strict=True) if s
-            ]
-            shapes = {tuple(tensor.shape for tensor in own) for _, own in runs}
-            if len(shapes) > 1 or shapes == {()}:
-                what = "have different shapes" if len(shapes) > 1 else "are not floating numbers"
-                raise DataError(f"the parents' outputs {what} on the same inputs, so there is no mean to aim at")
-            found.append([sum(s * own[i] for s, own in runs) for i in range(len(runs[0][1]))])  # pyright: ignore
-        scales = []
-        for i in range(len(found[0])):
-            values = [target[i].double() for target in found]
-            count = sum(value.numel() for value in values) or 1
-            mean = sum(float(value.sum()) for value in values) / count
-            spread = sum(float((value - mean).square().sum()) for value in values) / count
-            scales.append(spread or 1.0)
-        return cls(tuple(batches), tuple(found), tuple(scales), loss)
+            found = _mean_outputs(models, shares, batch)
+            spreads = spreads or [_Spread() for _ in found]
+            for spread, value in zip(spreads, found, strict=True):
+                spread.add(value)
+            room -= sum(value.numel() * value.element_size() for value in found)
+            kept.append(found if room >= 0 else None)
+        scales = tuple(spread.variance or 1.0 for spread in spreads)
+        return cls(tuple(models), tuple(shares), tuple(batches), tuple(kept), scales, loss)
 
     @torch.no_grad()
     def distance(self, model: nn.Module, state: Mapping[str, Tensor] | None = None) -> float:
@@ -90,10 +91,11 @@ class Teacher:
 
     def measure(self, value: Any, i: int, rows: Tensor | None = None) -> Tensor:
         """The loss of what the model returned on batch ``i``, or on some of its rows."""
-        got, wanted = outputs_of(value), self.targets[i]
-        if rows is not None:
-            count = self.batches[i].count
-            wanted = [t[rows] if t.dim() and t.shape[0] == count else t for t in wanted]
+        got, wanted, whole = outputs_of(value), self.targets[i], self.batches[i]
+        if wanted is None:
+            wanted = _mean_outputs(self.models, self.shares, whole if rows is None else rows_of(whole, rows))
+        elif rows is not None:
+            wanted = [t[rows] if t.dim() and t.shape[0] == whole.count else t for t in wanted]
         terms = [self._term(x, y, s) for x, y, s in zip(got, wanted, self.scales, strict=True) if x.shape == y.shape]
         if not terms:
             raise DataError("the model's outputs have other shapes than those of its parents, on the same inputs")
@@ -120,6 +122,40 @@ class Teacher:
             return i, None, batch
         rows = torch.randperm(batch.count, generator=generator)[:size]
         return i, rows, rows_of(batch, rows)
+
+
+@torch.no_grad()
+def _mean_outputs(models: Sequence[nn.Module], shares: Sequence[float], batch: Batch) -> list[Tensor]:
+    runs = [(s, outputs_of(run_model(model, None, batch))) for s, model in zip(shares, models, strict=True) if s]
+    shapes = {tuple(tensor.shape for tensor in own) for _, own in runs}
+    if len(shapes) > 1 or shapes == {()}:
+        what = "have different shapes" if len(shapes) > 1 else "are not floating numbers"
+        raise DataError(f"the parents' outputs {what} on the same inputs, so there is no mean to aim at")
+    return [sum(s * own[i] for s, own in runs) for i in range(len(runs[0][1]))]  # pyright: ignore
+
+
+@dataclass
+class _Spread:
+    """The variance of values that come one batch after another (Chan, Golub and LeVeque, 1979)."""
+
+    count: int = 0
+    mean: float = 0.0
+    square: float = 0.0
+
+    def add(self, values: Tensor) -> None:
+        """Take further values."""
+        if not values.numel():
+            return
+        wide = values.double()
+        mean = float(wide.mean())
+        total, gap = self.count + wide.numel(), mean - self.mean
+        self.square += float((wide - mean).square().sum()) + gap**2 * self.count * wide.numel() / total
+        self.mean, self.count = self.mean + gap * wide.numel() / total, total
+
+    @property
+    def variance(self) -> float:
+        """Of all values."""
+        return self.square / max(self.count, 1)
 
 
 @torch.no_grad()

@@ -130,6 +130,27 @@ def test_a_loss_that_is_no_number_is_taken_back() -> None:
     assert found.after < 0.1 * found.before and abs(float(point.detach())) < 1
 
 
+@pytest.mark.parametrize("what", ["weights", "maps"])
+def test_outputs_that_do_not_fit_are_made_again(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    models: list[nn.Module] = [net(1), net(2)]
+    bare = {"calibrate": {"method": "batch_norm"}, "symmetry": "permutation", "method": "activations"}
+    config = {**bare, "refine": {"what": what, "steps": 40, "batch": 20, "maps_rate": 0.3}}
+    with torch.no_grad():
+        values = torch.cat([run_model(model, None, Batch((torch.cat(inputs()),), {})) for model in models]).chunk(2)
+    whole = graphfuse.fuse(models, data=inputs(), config=config)
+    assert whole.report["refinement"][what]["kept"] > 0
+    for room in (0, 2 * 4 * 32 * values[0].shape[-1]):  # none, and two batches of four
+        monkeypatch.setattr("graphfuse.teacher.ROOM", room)
+        teacher = Teacher.of(models, SHARES, [Batch((x,), {}) for x in inputs()], "squared")
+        assert [target is None for target in teacher.targets] == [
+            i >= room / 32 / 4 / values[0].shape[-1] for i in range(4)
+        ]
+        assert teacher.scales[0] == pytest.approx(float(torch.stack(values).mean(0).var(correction=0)), rel=1e-5)
+        again = graphfuse.fuse(models, data=inputs(), config=config)
+        for x, y in zip(state_of(whole.model).values(), state_of(again.model).values(), strict=True):
+            assert_close(x, y, rtol=1e-4, atol=1e-5)
+
+
 def test_correlation_is_blind_to_scales_and_shifts_of_rows() -> None:
     batch = Batch((torch.randn(6, 5),), {})
     teacher = Teacher.of([nn.Identity()], [1.0], [batch], "correlation")
