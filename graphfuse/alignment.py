@@ -60,7 +60,7 @@ def _flows_too(prepared: Prepared) -> bool:
     first, *others = prepared.correspondence.sizes
     config = prepared.config
     usual = config.driver == "default" and config.scheme == "anchor" and config.solver == "assignment"
-    usual = usual and config.cost == CostConfig()  # whose costs were chosen with whole axes in mind
+    usual = usual and config.cost == CostConfig.model_validate({})  # whose costs were chosen with whole axes in mind
     return usual and prepared.method == "both" and any(sizes[id] != first[id] for sizes in others for id in sizes)
 
 
