@@ -49,10 +49,11 @@ def match(prepared: Prepared, progress: Progress | None = None, judge: Judge | N
     if judge is None or not _flows_too(prepared):
         return found
     config = prepared.config.model_copy(update=FLOWING)
-    both = found, _matched(replace(prepared, config=config, method="activations"), progress, None)
-    chosen = _best(both, judge, prepared.config.shares(len(prepared.models)), progress)
+    flowing = _matched(replace(prepared, config=config, method="activations"), progress, None)
+    options = found, replace(flowing, method=prepared.method)
+    chosen = _best(options, judge, prepared.config.shares(len(prepared.models)), progress)
     logger.info("kept are %s", ("maps of axes", "maps that flow")[chosen])
-    return both[chosen]
+    return options[chosen]
 
 
 def _flows_too(prepared: Prepared) -> bool:
