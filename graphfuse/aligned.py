@@ -58,7 +58,7 @@ class Alignment:
     It knows the layout of every parameter and moved buffer, so it applies to any checkpoint of the same architecture.
     ``folds`` are gains that go into the layers that read them before anything is carried.
     Where maps differ from place to place (``driver`` flow), ``axes`` has one entry for each map, and ``labels`` says
-    which tensor has which; ``nodes`` says it of the target's activations.
+    which tensor has which; ``nodes`` says it of the target's activations. ``driver`` is coordinate or flow.
     """
 
     target: int

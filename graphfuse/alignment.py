@@ -58,11 +58,12 @@ def match(prepared: Prepared, progress: Progress | None = None, judge: Judge | N
 
 def _flows_too(prepared: Prepared) -> bool:
     """Whether the flow driver has a say: maps are couplings, not permutations, as widths differ."""
-    first, *others = prepared.correspondence.sizes
-    config = prepared.config
+    relation, config = prepared.correspondence, prepared.config
     usual = config.driver == "default" and config.scheme == "anchor" and config.solver == "assignment"
     usual = usual and config.cost == CostConfig.model_validate({})  # whose costs were chosen with whole axes in mind
-    return usual and prepared.method == "both" and any(sizes[id] != first[id] for sizes in others for id in sizes)
+    own = relation.sizes[relation.target]
+    differ = any(sizes.get(x.id, own[x.id]) != own[x.id] for sizes in relation.sizes for x in relation.free)
+    return usual and not config.keeps and prepared.method == "both" and differ
 
 
 def _matched(prepared: Prepared, progress: Progress | None, judge: Judge | None) -> Alignment:
@@ -75,8 +76,10 @@ def _matched(prepared: Prepared, progress: Progress | None, judge: Judge | None)
         _check_still(prepared, task.still, k)
         with Scratch(room_for(task.problems[k])) as scratch:
             found = _solved(task, k, notes, progress, scratch)
-        shares = [0.5 if i in (k, target) else 0.0 for i in range(count)]
-        solutions[k] = found[_best([task.alignment({k: x}) for x in found], judge, shares, progress)]
+        solutions[k] = found[0]
+        if judge is not None and len(found) > 1:
+            shares = [0.5 if i in (k, target) else 0.0 for i in range(count)]
+            solutions[k] = found[_best([task.alignment({k: x}) for x in found], judge, shares, progress)]
         _log(task, k, solutions[k], found)
         if progress is not None:
             progress("match", done, count)
@@ -158,10 +161,8 @@ class _Task:
 _NOTHING = Solution({}, {}, 0, 0.0)
 
 
-def _best(options: Sequence[Alignment], judge: Judge | None, shares: Sequence[float], progress: Progress | None) -> int:
+def _best(options: Sequence[Alignment], judge: Judge, shares: Sequence[float], progress: Progress | None) -> int:
     """Which alignment makes the best average, in these shares; the first where that cannot be told."""
-    if judge is None or len(options) == 1:
-        return 0
     try:
         costs = list[float]()
         for option in options:

@@ -414,6 +414,7 @@ def test_a_judge_chooses_among_both_starts_and_activations_alone() -> None:
         (10, {}, True),
         (10, {"driver": "coordinate"}, False),
         (10, {"solver": "emd"}, False),
+        (10, {"roles": {"hidden.1": {"keep": 0.5}}}, False),
         (10, {"cost": {"importance": "weights"}}, False),
         (10, {"method": "activations"}, False),
         (11, {}, False),

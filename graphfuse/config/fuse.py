@@ -66,8 +66,8 @@ class FuseConfig(Settings):
         description="coordinate: one map for each axis, from all that it touches, in sweeps; flow: maps on edges, one "
         "pass in the order of the graph, each from what its producer alone shows (symmetry is then permutation). "
         "default: coordinate, and where method both has to choose and widths differ, flow by activations with solver "
-        "sinkhorn is among its solutions, unless cost or solver are set. Source: Git Re-Basin (arXiv 2209.04836), "
-        "algorithm 1; for flow, Imfeld et al. (arXiv 2310.05719), section 4.",
+        "sinkhorn is among its solutions, unless cost, solver or keep are set. Source: Git Re-Basin (arXiv "
+        "2209.04836), algorithm 1; for flow, Imfeld et al. (arXiv 2310.05719), section 4.",
     )
     flow: FlowConfig = section(FlowConfig, "How maps flow when driver is flow.")
     solver: Solver = Field(
@@ -188,7 +188,7 @@ class FuseConfig(Settings):
 
     @model_validator(mode="after")
     def _keeping_is_possible(self) -> Self:
-        if self.keep or any(role.keep for role in self.roles.values()):
+        if self.keeps:
             if self.driver == "flow":
                 raise ValueError("keep needs one map for each axis; use driver coordinate")
             if self.refine.what in ("maps", "both"):
@@ -201,6 +201,11 @@ class FuseConfig(Settings):
     def rotating(self) -> bool:
         """Whether axes are aligned by rotations where their class allows it."""
         return self.symmetry == "full" and self.driver != "flow" and self.scheme != "cycle"
+
+    @property
+    def keeps(self) -> bool:
+        """Whether any axis is to grow, so that units are kept apart."""
+        return bool(self.keep) or any(role.keep for role in self.roles.values())
 
     @property
     def reads(self) -> int:
