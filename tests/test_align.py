@@ -407,6 +407,20 @@ def test_a_judge_chooses_among_both_starts_and_activations_alone() -> None:
         assert same_maps(seen[chosen].models[1].maps, alone) == (chosen == 2)
 
 
+class Stream(nn.Module):
+    """A residual stream of 11, which has a map at each place where maps flow, and two hidden layers."""
+
+    def __init__(self, hidden: int = 11) -> None:
+        super().__init__()
+        self.inp, self.up, self.down = nn.Linear(5, 11), nn.Linear(11, hidden), nn.Linear(hidden, 11)
+        self.mix, self.head = nn.Linear(11, 7), nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inp(x)
+        x = x + self.down(torch.relu(self.up(x)))
+        return self.head(torch.relu(self.mix(x)))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("hidden", "config", "flows"),
@@ -424,7 +438,7 @@ def test_maps_that_flow_are_among_the_solutions_where_widths_differ(
     hidden: int, config: dict[str, Any], flows: bool, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    models: list[nn.Module] = [MLP(), MLP((5, hidden, 7, 3))]
+    models: list[nn.Module] = [Stream(), Stream(hidden)]
     x = torch.randn(100, 5)
     prepared = prepare(models, data=[x], config=config)
     found = match(prepared, judge=lambda alignment, shares: float(alignment.driver != "flow"))

@@ -107,9 +107,6 @@ class WeightEvidence:
         related = {axis.id, *self.problem.context(axis), *self.problem.inner[axis.id]}
         unknown = [p for p, id in enumerate(cell.axes) if id in moving and id not in maps and id not in related]
         kept = [p for p in range(len(cell.axes)) if p not in unknown]
-        gone = {cell.axes[p] for p in unknown}
-        if any(gone.intersection(moving[id].context) for id in cell.axes if id in moving):
-            return None
         if not judges([cell.axes[p] for p in kept], kept.index(position), self.problem, maps):
             return None
         views = tuple(view.mean(unknown, dtype=torch.promote_types(view.dtype, torch.float32)) for view in cell.views)
